@@ -1,0 +1,1 @@
+"""Fine-tunes an image classifier in JAX: cats and dogs, or any folder."""

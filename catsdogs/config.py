@@ -1,0 +1,238 @@
+"""Checks a config whole, makes it concrete, and keeps it beside a run."""
+
+import json
+import math
+import pathlib
+import re
+from typing import Any
+
+import ml_collections
+
+from catsdogs.errors import UserError
+from catsdogs.models import ARCHITECTURES
+
+MODES = ('train', 'evaluate', 'predict')
+
+
+def _number(low: float, high: float = math.inf):
+  return lambda v: (isinstance(v, (int, float)) and math.isfinite(v)
+                    and low <= v <= high)
+
+
+def _one_of(*names: str):
+  return lambda v: v in names
+
+
+def _is_regex(pattern: Any) -> bool:
+  try:
+    re.compile(pattern)
+  except (re.error, TypeError):
+    return False
+  return True
+
+
+def _is_crop_scale(value: Any) -> bool:
+  return (len(value) == 2 and all(_number(1e-3, 1)(v) for v in value)
+          and value[0] <= value[1])
+
+
+def _is_lr_mults(value: Any) -> bool:
+  return all(
+      isinstance(pair, (tuple, list)) and len(pair) == 2
+      and isinstance(pair[0], str) and _is_regex(pair[0])
+      and _number(0)(pair[1]) for pair in value)
+
+
+def _is_text(value: Any) -> bool:
+  return isinstance(value, str)
+
+
+# Every field that a config has, what it must satisfy, and that in words.
+_RULES = {
+    'seed': (_number(0, 2**31 - 1), 'from 0 to 2147483647'),
+    'data.source': (
+        lambda v: v in ('auto', 'bundled')
+        or re.fullmatch(r'(folder|tfds):.+', v) is not None,
+        "'auto', 'bundled', 'folder:PATH' or 'tfds:NAME'"),
+    'data.label_key': (bool, "a feature's name or 'auto'"),
+    'data.train_split': (_is_text, 'a TFDS split or empty'),
+    'data.val_split': (_is_text, 'a TFDS split or empty'),
+    'data.val_fraction': (lambda v: 0 < v < 1, 'above 0 and below 1'),
+    'data.sample_fraction': (lambda v: 0 < v <= 1, 'above 0 and at most 1'),
+    'data.image_size': (lambda v: v is None or _number(32, 2048)(v),
+                        'from 32 to 2048 pixels'),
+    'data.cache_gib': (_number(0), '0 or more'),
+    'model.name': (_one_of('auto', *ARCHITECTURES),
+                   f'auto or one of {", ".join(ARCHITECTURES)}'),
+    'model.width': (_number(0.125, 4), 'from 0.125 to 4'),
+    'model.weights': (bool, "'auto', 'none', a file or a workdir"),
+    'model.freeze': (_is_regex, 'a regular expression or empty'),
+    'model.batch_norm': (_one_of('batch', 'running'), "'batch' or 'running'"),
+    'model.dtype': (_one_of('auto', 'float32', 'bfloat16'),
+                    "'auto', 'float32' or 'bfloat16'"),
+    'optim.name': (_one_of('sgd', 'adamw'), "'sgd' or 'adamw'"),
+    'optim.learning_rate': (lambda v: _number(0)(v) and v > 0, 'above 0'),
+    'optim.schedule': (_one_of('cosine', 'linear', 'constant'),
+                       "'cosine', 'linear' or 'constant'"),
+    'optim.warmup_epochs': (_number(0), '0 or more'),
+    'optim.weight_decay': (_number(0), '0 or more'),
+    'optim.lr_mults': (_is_lr_mults,
+                       "pairs of a regular expression and a factor of 0 or "
+                       "more, such as (('^head/', 10.0),)"),
+    'optim.grad_clip_norm': (_number(0), '0 (no clipping) or more'),
+    'optim.accumulate_steps': (_number(1), '1 or more'),
+    'optim.ema_decay': (lambda v: 0 <= v < 1, 'from 0 to below 1'),
+    'augment.crop_scale': (_is_crop_scale,
+                           'two shares of the area, such as (0.4, 1.0)'),
+    'augment.flip': (_one_of(True, False), 'True or False'),
+    'augment.color_jitter': (lambda v: 0 <= v < 1, 'from 0 to below 1'),
+    'augment.mixup': (_number(0), '0 or more'),
+    'augment.cutmix': (_number(0), '0 or more'),
+    'augment.label_smoothing': (lambda v: 0 <= v < 1, 'from 0 to below 1'),
+    'train.batch_size': (_number(1), '1 or more'),
+    'train.epochs': (lambda v: _number(0)(v) and v > 0, 'above 0'),
+    'train.evaluate_before': (_one_of(True, False), 'True or False'),
+    'train.log_every_steps': (_number(1), '1 or more'),
+    'train.eval_every_epochs': (lambda v: _number(0)(v) and v > 0, 'above 0'),
+    'train.checkpoint_every_steps': (_number(1), '1 or more'),
+    'train.keep': (_number(1), '1 or more'),
+}
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """The config's values by dotted field, tuples where JSON would have lists."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, (ml_collections.ConfigDict, dict)):
+      flat.update({f'{key}.{k}': v for k, v in flatten(value).items()})
+    else:
+      flat[key] = _as_tuple(value)
+  return flat
+
+
+def _as_tuple(value: Any) -> Any:
+  if isinstance(value, (list, tuple)):
+    return tuple(_as_tuple(v) for v in value)
+  return value
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Raises `UserError` that names every field that is wrong, and the mend."""
+  values = flatten(config)
+  wrong = [f'config.{field} is unknown' for field in values
+           if field not in _RULES]
+  wrong += [f'config.{field} is missing' for field in _RULES
+            if field not in values]
+  for field in values.keys() & _RULES.keys():
+    satisfied, words = _RULES[field]
+    if not satisfied(values[field]):
+      wrong.append(f'config.{field} is {values[field]!r}; it must be {words}')
+  if not wrong:
+    wrong = _contradictions(config)
+  if wrong:
+    raise UserError('; '.join(sorted(wrong)))
+
+
+def _contradictions(config: ml_collections.ConfigDict) -> list[str]:
+  wrong = []
+  batch_size, parts = config.train.batch_size, config.optim.accumulate_steps
+  if batch_size % parts:
+    wrong.append(
+        f'config.train.batch_size {batch_size} cannot be accumulated in '
+        f'{parts} equal parts; set config.optim.accumulate_steps to a divisor')
+  if config.optim.warmup_epochs > config.train.epochs:
+    wrong.append(
+        f'config.optim.warmup_epochs {config.optim.warmup_epochs:g} is longer '
+        f'than config.train.epochs {config.train.epochs:g}; shorten it')
+  if bool(config.data.train_split) != bool(config.data.val_split):
+    wrong.append('config.data.train_split and config.data.val_split go '
+                 'together: set both or none')
+  return wrong
+
+
+def check_devices(config: ml_collections.ConfigDict, devices: int) -> None:
+  """Raises `UserError` where the devices cannot share a batch equally."""
+  part = config.train.batch_size // config.optim.accumulate_steps
+  if part % devices:
+    raise UserError(
+        f'config.train.batch_size: {part} photos at a time cannot be shared '
+        f'equally by {devices} devices; choose a multiple of {devices}')
+
+
+def resolve(config: ml_collections.ConfigDict, platform: str
+            ) -> tuple[ml_collections.ConfigDict, str | None]:
+  """Makes every `auto` concrete.
+
+  Args:
+    config: a checked config.
+    platform: of the devices: `cpu`, `gpu` or `tpu`.
+
+  Returns:
+    The concrete config, and a line that says what stands in for the real
+    thing, if anything does.
+  """
+  config = ml_collections.ConfigDict(config)
+  notice = None
+  if config.data.source == 'auto':
+    config.data.source = 'bundled'
+    notice = ('Drawn pictures of cats and dogs, made on this machine, stand '
+              'in for photos. Your own: --config.data.source=folder:PATH')
+  if config.model.weights == 'auto':
+    config.model.weights = 'none'
+  pretrained = config.model.weights != 'none'
+  if config.model.name == 'auto':
+    config.model.name = 'resnet50' if pretrained else 'resnet18'
+    config.model.width = 1.0 if pretrained else 0.5
+  if config.data.image_size is None:
+    config.data.image_size = 224 if pretrained else 128
+  if config.model.dtype == 'auto':
+    config.model.dtype = 'float32' if platform == 'cpu' else 'bfloat16'
+  return config.lock(), notice
+
+
+def save(config: ml_collections.ConfigDict, file: pathlib.Path) -> None:
+  """Writes the config as JSON."""
+  partial = file.with_suffix('.json.partial')
+  partial.write_text(json.dumps(config.to_dict(), indent=2) + '\n')
+  partial.replace(file)
+
+
+def load(file: pathlib.Path) -> ml_collections.ConfigDict:
+  """Reads what `save` wrote.
+
+  Raises:
+    UserError: it is not such a file.
+  """
+  try:
+    config = from_dict(json.loads(file.read_text()))
+  except (OSError, ValueError, AttributeError) as e:
+    raise UserError(f'{file} cannot be read as a config ({e}); begin the run '
+                    'anew with --restart') from e
+  check(config)
+  return config
+
+
+def from_dict(values: dict[str, Any]) -> ml_collections.ConfigDict:
+  """The config that `to_dict` gave, lists as tuples again."""
+  def convert(value):
+    if isinstance(value, dict):
+      return {k: convert(v) for k, v in value.items()}
+    return _as_tuple(value)
+  return ml_collections.ConfigDict(convert(values)).lock()
+
+
+def differences(given: ml_collections.ConfigDict,
+                started: ml_collections.ConfigDict) -> list[str]:
+  """The fields in which a given config is not the one a run started with.
+
+  A field that is given as `auto`, or left unset, agrees with the answer that
+  the run found.
+  """
+  given, started = flatten(given), flatten(started)
+  auto_model = given['model.name'] == 'auto'
+  return [
+      f'{field} (now {given.get(field)!r}, started with {started.get(field)!r})'
+      for field in sorted(given.keys() | started.keys())
+      if given.get(field) != started.get(field)
+      and given.get(field) not in ('auto', None)
+      and not (field == 'model.width' and auto_model)]

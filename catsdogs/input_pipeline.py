@@ -1,0 +1,318 @@
+"""From a data set to batches on the devices, in an order that is computed.
+
+The k-th photo of a run is a function of the seed and of k alone: pass k // n
+over the n photos goes through them in a permutation of its own. Hence nothing
+of the pipeline need be saved, a run continues anywhere, and neither a batch
+larger than the data nor a last, smaller batch is a special case.
+"""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import pathlib
+from typing import Any, Iterator
+
+import jax
+from jaxtyping import Int, UInt8
+import ml_collections
+import numpy as np
+
+from catsdogs.datasets import Source, Split, stable_hash
+from catsdogs.datasets.folder import open_folder
+from catsdogs.errors import UserError
+from catsdogs.photos import BadPhoto, decode
+
+# Above this share of files that cannot be decoded, something else is wrong.
+MAX_SKIPPED_SHARE = 0.1
+
+Batch = dict[str, Any]
+
+
+def open_source(config: ml_collections.ConfigDict,
+                cache: pathlib.Path) -> Source:
+  """Opens what `data.source` names; nothing is decoded yet.
+
+  Args:
+    config: the config's `data` part, resolved.
+    cache: the folder for what is made once and used again.
+  """
+  kind, _, where = config.source.partition(':')
+  if kind == 'folder':
+    return open_folder(pathlib.Path(where).expanduser(), config.val_fraction)
+  if kind == 'tfds':
+    from catsdogs.datasets.from_tfds import open_tfds
+    return open_tfds(where, config.label_key, config.train_split,
+                     config.val_split, config.val_fraction)
+  from catsdogs.datasets.drawn import prepare
+  drawn = open_folder(prepare(cache), config.val_fraction)
+  return dataclasses.replace(drawn, name='bundled')
+
+
+def sample(split: Split, fraction: float) -> Split:
+  """A share of the photos, in their order, evenly from all classes.
+
+  The share of the whole is rounded down, but each class keeps a photo. A hash
+  of the ids chooses.
+  """
+  classes, counts = np.unique(split.labels, return_counts=True)
+  total = max(int(len(split) * fraction + 1e-9), len(classes))
+  wanted = counts * total / len(split)
+  takes = np.maximum(1, np.floor(wanted).astype(int))
+  # What rounding left over goes to the classes that lost most by it.
+  for i in np.argsort(takes - wanted, kind='stable')[:total - takes.sum()]:
+    takes[i] += 1
+  chosen = []
+  for label, take in zip(classes, takes):
+    members = np.flatnonzero(split.labels == label)
+    chosen += sorted(members, key=lambda i: stable_hash(split.ids[i]))[:take]
+  return split.select(sorted(chosen))
+
+
+@dataclasses.dataclass
+class Photos:
+  """The photos of a split that can be decoded.
+
+  Attributes:
+    split: their ids and labels, and how to read them.
+    size: height and width in pixels of the decoded photos.
+    decoded: the first of them, as many as the memory allowed.
+    skipped: (file, reason) of those that were left out; grows where a file
+      that was good when the run started is not when it is read again.
+    fingerprint: a hash of ids, labels and files.
+  """
+
+  split: Split
+  size: int
+  decoded: UInt8[np.ndarray, 'n size size 3']
+  skipped: list[tuple[str, str]]
+  fingerprint: str
+
+  def __len__(self) -> int:
+    return len(self.split)
+
+  def load(self, index: int) -> tuple[UInt8[np.ndarray, 's s 3'], bool]:
+    """A decoded photo; black, and False, if its file is damaged by now."""
+    if index < len(self.decoded):
+      return self.decoded[index], True
+    try:
+      return decode(self.split.read(index), self.size), True
+    except (BadPhoto, OSError) as e:
+      note = (self.split.ids[index], f'{e} (it was good at the start)')
+      if note not in self.skipped:
+        self.skipped.append(note)
+      return np.zeros((self.size, self.size, 3), np.uint8), False
+
+
+def read_photos(split: Split, size: int, cache_bytes: float) -> Photos:
+  """Decodes every photo once: keeps what fits, leaves out what is damaged.
+
+  Args:
+    split: the photos.
+    size: height and width in pixels to decode them to.
+    cache_bytes: host memory for decoded photos.
+  """
+  tf = import_tensorflow()
+
+  def read(index):
+    try:
+      encoded = split.read(int(index))
+      digest = hashlib.blake2b(encoded, digest_size=16).hexdigest()
+      return decode(encoded, size), digest, ''
+    except (BadPhoto, OSError) as e:
+      reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+      return np.zeros((size, size, 3), np.uint8), '', reason or 'unreadable'
+
+  photos = tf.data.Dataset.range(len(split)).map(
+      lambda i: tf.numpy_function(read, [i], [tf.uint8, tf.string, tf.string]),
+      num_parallel_calls=tf.data.AUTOTUNE)
+  room = min(len(split), int(cache_bytes // (size * size * 3)))
+  decoded = np.empty((room, size, size, 3), np.uint8)
+  good, skipped, digests = [], [], hashlib.blake2b(digest_size=16)
+  for i, (image, digest, reason) in enumerate(photos.as_numpy_iterator()):
+    if reason:
+      skipped.append((split.ids[i], reason.decode('utf-8', 'replace')))
+      continue
+    if len(good) < room:
+      decoded[len(good)] = image
+    digests.update(f'{split.ids[i]!a} {split.labels[i]} '.encode() + digest)
+    good.append(i)
+  return Photos(split.select(good), size, decoded[:len(good)], skipped,
+                digests.hexdigest())
+
+
+@dataclasses.dataclass
+class Data:
+  """A data set that is ready to be trained and evaluated on."""
+
+  source: Source
+  train: Photos
+  val: Photos
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    return self.source.class_names
+
+  @property
+  def fingerprint(self) -> str:
+    return f'{self.train.fingerprint}-{self.val.fingerprint}'
+
+  @property
+  def skipped(self) -> list[tuple[str, str]]:
+    return self.train.skipped + self.val.skipped
+
+
+def prepare_data(config: ml_collections.ConfigDict, size: int,
+                 cache: pathlib.Path) -> Data:
+  """Opens, samples and decodes both splits.
+
+  Args:
+    config: the config's `data` part, resolved.
+    size: height and width in pixels to decode to.
+    cache: the folder for what is made once and used again.
+
+  Raises:
+    UserError: the data cannot be used, or too much of it is damaged.
+  """
+  source = open_source(config, cache)
+  cache_bytes = config.cache_gib * 2**30
+  train = read_photos(sample(source.train, config.sample_fraction), size,
+                      cache_bytes)
+  val = read_photos(sample(source.val, config.sample_fraction), size,
+                    cache_bytes - train.decoded.nbytes)
+  check_photos(source, train, val)
+  return Data(source, train, val)
+
+
+def check_photos(source: Source, *sides: Photos) -> None:
+  """Raises `UserError` where too few photos could be decoded."""
+  skipped = [note for photos in sides for note in photos.skipped]
+  total = len(skipped) + sum(len(photos) for photos in sides)
+  if len(skipped) > MAX_SKIPPED_SHARE * total:
+    file, reason = skipped[0]
+    raise UserError(
+        f'data.source: {len(skipped)} of {total} files in {source.name} '
+        f'cannot be decoded, more than {MAX_SKIPPED_SHARE:.0%}, such as '
+        f'{file!a} ({reason}); replace or remove them')
+  for photos in sides:
+    present = set(photos.split.labels.tolist())
+    for label, name in enumerate(source.class_names):
+      if label not in present:
+        raise UserError(f'data.source: no photo of class {name!r} in '
+                        f'{source.name} can be decoded; replace them')
+
+
+def check_classes(source: Source, class_names: tuple[str, ...]) -> None:
+  """Raises `UserError` unless a source has the classes of a checkpoint."""
+  if source.class_names != class_names:
+    raise UserError(
+        f'data.source: {source.name} has the classes '
+        f'{", ".join(source.class_names)}, but the checkpoint knows '
+        f'{", ".join(class_names)}; give photos of the same classes')
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int
+                 ) -> Int[np.ndarray, 'count']:
+  return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def train_indices(seed: int, count: int, step: int,
+                  batch_size: int) -> Int[np.ndarray, 'batch_size']:
+  """Which photos the global batch of a step holds."""
+  places = np.arange(step * batch_size, (step + 1) * batch_size)
+  epochs, within = np.divmod(places, count)
+  indices = np.empty(batch_size, np.int64)
+  for epoch in np.unique(epochs):
+    here = epochs == epoch
+    indices[here] = _permutation(seed, int(epoch), count)[within[here]]
+  return indices
+
+
+def eval_indices(count: int, step: int,
+                 batch_size: int) -> Int[np.ndarray, 'batch_size']:
+  """Which photos are evaluated in a step; -1 pads the last batch."""
+  places = np.arange(step * batch_size, (step + 1) * batch_size)
+  return np.where(places < count, places, -1)
+
+
+def create_train_iter(photos: Photos, seed: int, batch_size: int,
+                      start_step: int, stop_step: int,
+                      sharding: jax.sharding.Sharding) -> Iterator[Batch]:
+  """Yields the batches of steps `start_step` to `stop_step` on the devices.
+
+  Each is a dict of `image` uint8[b s s 3], `label` int32[b] and `mask`
+  float32[b], which is 0 for a photo that could not be read again.
+  """
+  indices = functools.partial(train_indices, seed, len(photos),
+                              batch_size=batch_size)
+  batches = _batches(photos, indices, start_step, stop_step, batch_size)
+  return _to_devices(batches, sharding)
+
+
+def create_eval_iter(photos: Photos, batch_size: int,
+                     sharding: jax.sharding.Sharding) -> Iterator[Batch]:
+  """Yields every photo once, like `create_train_iter`, in order.
+
+  Padding has the mask 0; `eval_indices` tells which photo is where.
+  """
+  indices = functools.partial(eval_indices, len(photos), batch_size=batch_size)
+  steps = -(-len(photos) // batch_size)
+  return _to_devices(_batches(photos, indices, 0, steps, batch_size), sharding)
+
+
+def _batches(photos: Photos, indices, start_step: int, stop_step: int,
+             batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+  """This process's part of each batch, loaded and batched by tf.data."""
+  tf = import_tensorflow()
+  part = batch_size // jax.process_count()
+  mine = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
+
+  def load(index):
+    image, good = photos.load(int(index)) if index >= 0 else (
+        np.zeros((photos.size, photos.size, 3), np.uint8), False)
+    label = photos.split.labels[index] if index >= 0 else np.int32(0)
+    return image, label, np.float32(good)
+
+  def load_in_graph(index):
+    image, label, mask = tf.numpy_function(
+        load, [index], [tf.uint8, tf.int32, tf.float32])
+    image.set_shape((photos.size, photos.size, 3))
+    label.set_shape(())
+    mask.set_shape(())
+    return {'image': image, 'label': label, 'mask': mask}
+
+  def step_indices(step):
+    chosen = tf.numpy_function(lambda s: indices(step=int(s))[mine], [step],
+                               tf.int64)
+    chosen.set_shape((part,))
+    return tf.data.Dataset.from_tensor_slices(chosen)
+
+  dataset = tf.data.Dataset.range(start_step, stop_step)
+  dataset = dataset.flat_map(step_indices)
+  dataset = dataset.map(load_in_graph, num_parallel_calls=tf.data.AUTOTUNE)
+  dataset = dataset.batch(part, drop_remainder=True).prefetch(2)
+  return dataset.as_numpy_iterator()
+
+
+def _to_devices(batches: Iterator[dict[str, np.ndarray]],
+                sharding: jax.sharding.Sharding) -> Iterator[Batch]:
+  """Moves batches to the devices, one ahead of the one in use."""
+  queue = collections.deque()
+  for batch in batches:
+    queue.append({key: jax.make_array_from_process_local_data(sharding, value)
+                  for key, value in batch.items()})
+    if len(queue) > 1:
+      yield queue.popleft()
+  yield from queue
+
+
+def import_tensorflow():
+  """Imports TensorFlow, late since that takes seconds, without accelerators.
+
+  It feeds data only; the memory of GPUs and TPUs is JAX's.
+  """
+  import tensorflow as tf
+  tf.config.set_visible_devices([], 'GPU')
+  tf.config.set_visible_devices([], 'TPU')
+  return tf

@@ -1,0 +1,235 @@
+"""The ResNet family (He et al. 2015, arXiv:1512.03385), as torchvision has it.
+
+"v1.5": where a bottleneck block halves the picture, its 3x3 convolution does,
+not its first 1x1. Padding is explicit, since `SAME` pads a strided convolution
+on the other side than torch does, and no pretrained weights reproduce then.
+"""
+
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import ml_collections
+
+# torchvision's BatchNorm: epsilon 1e-5, and a momentum of 0.1 for the new
+# value, which is 0.9 for the old one in Flax's terms.
+BATCH_NORM_EPSILON = 1e-5
+BATCH_NORM_MOMENTUM = 0.9
+# He et al. 2015 (arXiv:1502.01852), by what goes out, as torchvision does.
+KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+  """What tells one member of the family from another.
+
+  Attributes:
+    stage_sizes: residual blocks in each of the four stages.
+    bottleneck: blocks of 1x1, 3x3, 1x1 convolutions, or of two 3x3.
+    groups: groups of the 3x3 convolution (ResNeXt's cardinality).
+    base_width: channels a group in the first stage, 64 in a plain ResNet.
+    width: multiplies every channel count; 0.5 makes a network of a quarter of
+      the parameters.
+  """
+
+  stage_sizes: tuple[int, ...]
+  bottleneck: bool
+  groups: int = 1
+  base_width: int = 64
+  width: float = 1.0
+
+  def channels(self, stage: int) -> int:
+    """Channels of the stem (stage 1) and of the basic blocks of a stage."""
+    return max(8, round(64 * self.width)) * 2 ** (stage - 1)
+
+  def out_channels(self, stage: int) -> int:
+    """Channels that leave a stage: a bottleneck block multiplies by four."""
+    return self.channels(stage) * (4 if self.bottleneck else 1)
+
+  def inner_channels(self, stage: int) -> int:
+    """Channels of a bottleneck's 3x3 convolution.
+
+    Zagoruyko 2016 (arXiv:1605.07146) widens it, Xie et al. 2016
+    (arXiv:1611.05431) divides it into groups.
+    """
+    return self.channels(stage) * self.base_width // 64 * self.groups
+
+
+ARCHITECTURES = {
+    'resnet18': Architecture((2, 2, 2, 2), bottleneck=False),
+    'resnet34': Architecture((3, 4, 6, 3), bottleneck=False),
+    'resnet50': Architecture((3, 4, 6, 3), bottleneck=True),
+    'resnet101': Architecture((3, 4, 23, 3), bottleneck=True),
+    'resnet152': Architecture((3, 8, 36, 3), bottleneck=True),
+    'wide_resnet50_2': Architecture((3, 4, 6, 3), True, base_width=128),
+    'wide_resnet101_2': Architecture((3, 4, 23, 3), True, base_width=128),
+    'resnext50_32x4d': Architecture((3, 4, 6, 3), True, 32, 4),
+    'resnext101_32x8d': Architecture((3, 4, 23, 3), True, 32, 8),
+    'resnext101_64x4d': Architecture((3, 4, 23, 3), True, 64, 4),
+}
+
+
+class ConvNorm(nn.Module):
+  """A convolution without bias, padded by kernel // 2, and its BatchNorm.
+
+  Attributes:
+    features: output channels.
+    kernel: height and width of the kernel.
+    stride: of the convolution, in both directions.
+    groups: the convolution's groups.
+    scale_init: of BatchNorm's scale.
+    dtype: of the computation; parameters and statistics are float32.
+  """
+
+  features: int
+  kernel: int
+  stride: int = 1
+  groups: int = 1
+  scale_init: nn.initializers.Initializer = nn.initializers.ones
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c'],
+               use_running_average: bool) -> Float[Array, 'b h2 w2 f']:
+    x = nn.Conv(
+        self.features, (self.kernel, self.kernel), self.stride,
+        padding=self.kernel // 2, feature_group_count=self.groups,
+        use_bias=False, dtype=self.dtype, kernel_init=KERNEL_INIT,
+        name='conv')(x)
+    return nn.BatchNorm(
+        use_running_average, momentum=BATCH_NORM_MOMENTUM,
+        epsilon=BATCH_NORM_EPSILON, dtype=self.dtype,
+        scale_init=self.scale_init, name='bn')(x)
+
+
+class Block(nn.Module):
+  """A residual block: two 3x3 convolutions, or 1x1, 3x3 and 1x1.
+
+  Attributes:
+    architecture: the network that the block belongs to.
+    stage: 1, 2, 3 or 4.
+    stride: 2 halves the height and the width, in the (first) 3x3 convolution.
+    dtype: of the computation.
+  """
+
+  architecture: Architecture
+  stage: int
+  stride: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c'],
+               use_running_average: bool) -> Float[Array, 'b h2 w2 f']:
+    arch, stage = self.architecture, self.stage
+    if arch.bottleneck:
+      inner = arch.inner_channels(stage)
+      layers = [(inner, 1, 1, 1), (inner, 3, self.stride, arch.groups),
+                (arch.out_channels(stage), 1, 1, 1)]
+    else:
+      layers = [(arch.out_channels(stage), 3, self.stride, 1),
+                (arch.out_channels(stage), 3, 1, 1)]
+
+    y = x
+    for i, (features, kernel, stride, groups) in enumerate(layers, start=1):
+      last = i == len(layers)
+      # A block starts as the identity: Goyal et al. 2017 (arXiv:1706.02677).
+      scale_init = nn.initializers.zeros if last else nn.initializers.ones
+      y = ConvNorm(features, kernel, stride, groups, scale_init, self.dtype,
+                   name=f'conv{i}')(y, use_running_average)
+      if not last:
+        y = nn.relu(y)
+
+    if x.shape != y.shape:
+      x = ConvNorm(y.shape[-1], 1, self.stride, dtype=self.dtype,
+                   name='shortcut')(x, use_running_average)
+    return nn.relu(x + y)
+
+
+class Stage(nn.Module):
+  """The residual blocks of one size; the first one may stride."""
+
+  architecture: Architecture
+  stage: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c'],
+               use_running_average: bool) -> Float[Array, 'b h2 w2 f']:
+    for i in range(self.architecture.stage_sizes[self.stage - 1]):
+      stride = 2 if i == 0 and self.stage > 1 else 1
+      x = Block(self.architecture, self.stage, stride, self.dtype,
+                name=f'block{i + 1}')(x, use_running_average)
+    return x
+
+
+class ResNet(nn.Module):
+  """`stem`, `stage1` to `stage4`, mean over the picture, linear `head`.
+
+  Attributes:
+    architecture: which member of the family.
+    num_classes: outputs of the head.
+    batch_norm: what normalises while training: `batch`, the statistics of the
+      batch, which then also move the running ones; or `running`, those that
+      came with the weights, which then stay.
+    dtype: of the computation; parameters, statistics and logits are float32.
+  """
+
+  architecture: Architecture
+  num_classes: int
+  batch_norm: str = 'batch'
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    arch, dtype = self.architecture, self.dtype
+    self.stem = ConvNorm(arch.channels(1), 7, 2, dtype=dtype)
+    self.stage1 = Stage(arch, 1, dtype)
+    self.stage2 = Stage(arch, 2, dtype)
+    self.stage3 = Stage(arch, 3, dtype)
+    self.stage4 = Stage(arch, 4, dtype)
+    # From zero, so that a new head's first answer is the same for each class.
+    self.head = nn.Dense(
+        self.num_classes, kernel_init=nn.initializers.zeros, dtype=jnp.float32)
+
+  def features(self, x: Float[Array, 'b h w 3'],
+               train: bool = False) -> dict[str, Float[Array, 'b ...']]:
+    """The output of the stem, of each stage, and `pooled`, by name."""
+    running = not (train and self.batch_norm == 'batch')
+    x = nn.relu(self.stem(x.astype(self.dtype), running))
+    outputs = {}
+    x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    outputs['stem'] = x
+    for name in ('stage1', 'stage2', 'stage3', 'stage4'):
+      x = getattr(self, name)(x, running)
+      outputs[name] = x
+    outputs['pooled'] = x.mean(axis=(1, 2), dtype=jnp.float32)
+    return outputs
+
+  def __call__(self, x: Float[Array, 'b h w 3'],
+               train: bool = False) -> Float[Array, 'b classes']:
+    """Logits, float32, of normalised RGB pictures.
+
+    Args:
+      x: pictures, normalised as the weights ask for.
+      train: whether `batch_norm` decides which statistics normalise, instead
+        of the running ones.
+    """
+    return self.head(self.features(x, train)['pooled'])
+
+
+def create_model(config: ml_collections.ConfigDict,
+                 num_classes: int) -> ResNet:
+  """Returns the member of the family that the config's `model` part names."""
+  architecture = dataclasses.replace(ARCHITECTURES[config.name],
+                                     width=config.width)
+  return ResNet(architecture, num_classes, config.batch_norm,
+                jnp.dtype(config.dtype))
+
+
+def init_variables(model: ResNet, seed: int) -> dict[str, Any]:
+  """Random `params` and fresh `batch_stats`, in one compiled call."""
+  # The parameters' shapes do not depend on the picture's size.
+  pictures = jnp.zeros((1, 32, 32, 3))
+  return jax.jit(model.init)(jax.random.key(seed), pictures)

@@ -1,0 +1,203 @@
+"""Predicts the class of any photos: a table, a CSV file, a contact sheet."""
+
+from concurrent import futures
+import csv
+import dataclasses
+import glob
+import os
+import pathlib
+from typing import Iterator
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec as P
+from jaxtyping import Float, UInt8
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from catsdogs.console import printable, say
+from catsdogs.datasets.folder import files_below, read_file
+from catsdogs.errors import UserError
+from catsdogs.evaluate import create_eval_step, create_mesh
+from catsdogs.photos import BadPhoto, decode
+from catsdogs.restore import Restored
+
+BATCH_SIZE = 32
+# Rows of the table on the terminal; the CSV file has them all.
+MAX_TABLE_ROWS = 50
+# Photos of the contact sheet, and how it is laid out, in pixels.
+MAX_SHEET_PHOTOS = 120
+_TILE, _CAPTION, _GAP, _COLUMNS = 160, 34, 8, 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """What the model says of one file.
+
+  Attributes:
+    file: its path.
+    probabilities: of each class; None where the file is no photo.
+    error: why it is none, or empty.
+    thumbnail: the decoded photo, of those that the contact sheet shows.
+  """
+
+  file: str
+  probabilities: Float[np.ndarray, 'classes'] | None
+  error: str = ''
+  thumbnail: UInt8[np.ndarray, 's s 3'] | None = None
+
+
+def find_files(images: str) -> list[str]:
+  """The files that `--images` names: files, folders and globs, by commas.
+
+  Raises:
+    UserError: a part matches nothing.
+  """
+  # A path may hold a comma or a bracket itself.
+  parts = [images] if os.path.exists(images) else images.split(',')
+  files = []
+  for part in parts:
+    path = pathlib.Path(part).expanduser()
+    if path.is_dir():
+      found = [str(path / name) for name in files_below(path)]
+    elif path.exists():
+      found = [str(path)]
+    else:
+      found = sorted(name for name in glob.glob(str(path), recursive=True)
+                     if os.path.isfile(name))
+    if not found:
+      raise UserError(f'--images: {part!r} matches no file; check the path')
+    files += found
+  return list(dict.fromkeys(files))
+
+
+def predict(restored: Restored, files: list[str]) -> Iterator[Prediction]:
+  """Yields what the model says of each file, in their order.
+
+  Args:
+    restored: the model.
+    files: paths.
+  """
+  mesh = create_mesh()
+  batch_size = min(BATCH_SIZE, len(files))
+  batch_size = -(-batch_size // mesh.size) * mesh.size
+  eval_step = create_eval_step(restored.model, restored.preprocessing, mesh)
+  variables = jax.device_put(restored.variables, NamedSharding(mesh, P()))
+  size = restored.preprocessing.decoded_size
+
+  def load(file):
+    try:
+      return decode(read_file(pathlib.Path(file)), size), ''
+    except (BadPhoto, OSError) as e:
+      reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+      return np.zeros((size, size, 3), np.uint8), reason or 'unreadable'
+
+  with futures.ThreadPoolExecutor() as pool:
+    for start in range(0, len(files), batch_size):
+      part = files[start:start + batch_size]
+      photos, errors = zip(*pool.map(load, part))
+      images = np.zeros((batch_size, size, size, 3), np.uint8)
+      images[:len(part)] = photos
+      batch = {'image': images, 'label': np.zeros(batch_size, np.int32),
+               'mask': np.ones(batch_size, np.float32)}
+      batch = jax.device_put(batch, NamedSharding(mesh, P('data')))
+      outputs = np.asarray(eval_step(variables, batch)['probabilities'])
+      for i, (file, photo, error) in enumerate(zip(part, photos, errors)):
+        shown = start + i < MAX_SHEET_PHOTOS
+        yield Prediction(file, None if error else outputs[i], error,
+                         photo if shown and not error else None)
+
+
+def predict_files(restored: Restored, images: str,
+                  workdir: pathlib.Path) -> None:
+  """Predicts, and writes `predictions.csv` and `predictions.png`.
+
+  Args:
+    restored: the model.
+    images: as `find_files` takes it.
+    workdir: where the files are written.
+
+  Raises:
+    UserError: `images` matches nothing, or none of its files is a photo.
+  """
+  files = find_files(images)
+  names = restored.class_names
+  say(f'Predicting {len(files)} files with {restored.name}.')
+  predictions = list(predict(restored, files))
+  write_csv(predictions, names, workdir / 'predictions.csv')
+  contact_sheet(predictions, names).save(workdir / 'predictions.png')
+  _print_table(predictions, names)
+  say(f'All of them are in {workdir / "predictions.csv"}, the photos in '
+      f'{workdir / "predictions.png"}.')
+  if all(p.error for p in predictions):
+    raise UserError(f'--images: none of the {len(files)} files is a photo, '
+                    f'such as {printable(files[0])} ({predictions[0].error}); '
+                    'give others')
+
+
+def write_csv(predictions: list[Prediction], class_names: tuple[str, ...],
+              file: pathlib.Path) -> None:
+  """Writes a row a file: label, probability, that of each class, error."""
+  with file.open('w', newline='', encoding='utf-8',
+                 errors='backslashreplace') as f:
+    writer = csv.writer(f)
+    writer.writerow(['file', 'label', 'probability', *class_names, 'error'])
+    for p in predictions:
+      if p.error:
+        figures = ['', '', *('' for _ in class_names)]
+      else:
+        label, probability = _answer(p, class_names)
+        figures = [label, f'{probability:.6f}',
+                   *(f'{x:.6f}' for x in p.probabilities)]
+      writer.writerow([p.file, *figures, p.error])
+
+
+def contact_sheet(predictions: list[Prediction],
+                  class_names: tuple[str, ...]) -> Image.Image:
+  """The photos side by side, with what the model says of them below."""
+  shown = [p for p in predictions if p.thumbnail is not None]
+  columns = max(1, min(_COLUMNS, len(shown)))
+  rows = -(-len(shown) // columns)
+  cell_width, cell_height = _TILE + _GAP, _TILE + _CAPTION + _GAP
+  sheet = Image.new('RGB', (columns * cell_width + _GAP,
+                            max(1, rows) * cell_height + _GAP), 'white')
+  pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+  for i, p in enumerate(shown):
+    x = _GAP + i % columns * cell_width
+    y = _GAP + i // columns * cell_height
+    sheet.paste(Image.fromarray(p.thumbnail).resize((_TILE, _TILE)), (x, y))
+    label, probability = _answer(p, class_names)
+    name = os.path.basename(p.file)
+    for line, text in enumerate((f'{label} {probability:.1%}', name)):
+      pen.text((x, y + _TILE + 1 + 16 * line),
+               _fitted(printable(text), font), 'black', font)
+  return sheet
+
+
+def _answer(prediction: Prediction, class_names: tuple[str, ...]
+            ) -> tuple[str, float]:
+  best = int(prediction.probabilities.argmax())
+  return class_names[best], float(prediction.probabilities[best])
+
+
+def _fitted(text: str, font: ImageFont.ImageFont) -> str:
+  """The text, cut so that it is no wider than a photo."""
+  while font.getlength(text) > _TILE:
+    text = text[:-2] + '…'
+  return text
+
+
+def _print_table(predictions: list[Prediction],
+                 class_names: tuple[str, ...]) -> None:
+  rows = predictions[:MAX_TABLE_ROWS]
+  width = max(len('file'), *(len(printable(p.file)) for p in rows))
+  label_width = max(len('label'), *(len(name) for name in class_names))
+  say(f'{"file":{width}}  {"label":{label_width}}  probability')
+  for p in rows:
+    if p.error:
+      answer = f'not a photo: {p.error}'
+    else:
+      label, probability = _answer(p, class_names)
+      answer = f'{label:{label_width}}  {probability:.4f}'
+    say(f'{printable(p.file):{width}}  {answer}')
+  if len(predictions) > len(rows):
+    say(f'... and {len(predictions) - len(rows)} more.')

@@ -1,0 +1,1 @@
+"""Weights that others trained: the files they come in, and their names."""

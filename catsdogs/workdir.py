@@ -1,0 +1,98 @@
+"""The folder of a run: begun, continued, or read from."""
+
+import pathlib
+import shutil
+from typing import Any
+
+import ml_collections
+
+from catsdogs import config as config_lib
+from catsdogs.errors import UserError
+
+CONFIG_FILE = 'config.json'
+# What a run leaves behind, and what `--restart` removes.
+_OUTPUTS = (CONFIG_FILE, 'checkpoints', 'metrics.csv', 'results.json',
+            'predictions', 'predictions.csv', 'predictions.png',
+            'skipped_files.csv', 'evaluation.json', 'report.html',
+            'events.out.tfevents.*')
+# What may be set anew when a finished run is evaluated or predicted with.
+_CHANGEABLE = ('data.source', 'data.cache_gib', 'data.train_split',
+               'data.val_split', 'data.label_key', 'model.dtype',
+               'train.batch_size')
+
+
+def begin_or_continue(workdir: pathlib.Path,
+                      config: ml_collections.ConfigDict | None,
+                      restart: bool, platform: str
+                      ) -> tuple[ml_collections.ConfigDict, str | None]:
+  """The resolved config of the run that a workdir holds, or is to hold.
+
+  Args:
+    workdir: made where it does not exist.
+    config: as given on the command line; None takes the workdir's.
+    restart: removes what a run left there.
+    platform: of the devices: `cpu`, `gpu` or `tpu`.
+
+  Returns:
+    The config, and a line that says what stands in for the real thing.
+
+  Raises:
+    UserError: the run was started with another config.
+  """
+  if config is None:
+    config = started_config(workdir)
+  config_lib.check(config)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if restart:
+      _clear(workdir)
+  except OSError as e:
+    raise UserError(f'--workdir: {workdir} cannot be written '
+                    f'({e.strerror}); choose another') from e
+  file = workdir / CONFIG_FILE
+  if not file.exists():
+    return config_lib.resolve(config, platform)
+  started = config_lib.load(file)
+  different = config_lib.differences(config, started)
+  if different:
+    raise UserError(
+        f'--workdir: {workdir} holds a run with another config: '
+        f'{"; ".join(different)}; choose another --workdir, or begin anew '
+        'with --restart')
+  return started, None
+
+
+def started_config(workdir: pathlib.Path,
+                   overrides: dict[str, Any] | None = None
+                   ) -> ml_collections.ConfigDict:
+  """The config of the run that a workdir holds.
+
+  Args:
+    workdir: of the run.
+    overrides: values by dotted field, of those that may change afterwards.
+
+  Raises:
+    UserError: there is no run, or an override would change its model.
+  """
+  file = workdir / CONFIG_FILE
+  if not file.exists():
+    raise UserError(f'--workdir: {workdir} holds no run; train one first with '
+                    f'--config=FILE --workdir={workdir}')
+  config = config_lib.load(file)
+  for field, value in (overrides or {}).items():
+    if field in _CHANGEABLE:
+      config.update_from_flattened_dict({field: value})
+    elif config_lib.flatten(config)[field] != value:
+      raise UserError(f'config.{field}: the run in {workdir} has '
+                      f'{config_lib.flatten(config)[field]!r}; leave it out')
+  config_lib.check(config)
+  return config
+
+
+def _clear(workdir: pathlib.Path) -> None:
+  for pattern in _OUTPUTS:
+    for path in workdir.glob(pattern):
+      if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+      else:
+        path.unlink()

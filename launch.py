@@ -1,0 +1,130 @@
+"""Trains, evaluates and predicts: python launch.py --config=configs/finetune.py
+
+See README.md, or `--helpfull`, for what it takes.
+"""
+
+import time
+
+_STARTED = time.monotonic()  # Before the imports, which take seconds.
+
+import os
+import pathlib
+import signal
+import sys
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')  # Before TensorFlow loads.
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from catsdogs import interruption
+from catsdogs.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'The config; --config.FIELD=VALUE overrides a field.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Where the run is kept; runs/NAME_OF_CONFIG by default.')
+_MODE = flags.DEFINE_enum(
+    'mode', 'train', ['train', 'evaluate', 'predict'], 'What to do.')
+_RESTART = flags.DEFINE_bool(
+    'restart', False, 'Remove what a run left in the workdir; begin anew.')
+_CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', 'best', 'best, last, STEP, or pretrained: the weights that '
+    'the run started from.')
+_IMAGES = flags.DEFINE_string(
+    'images', None, 'What to predict: files, folders and globs, separated by '
+    'commas. Or a folder of class folders to evaluate on.')
+
+
+def main(_) -> None:
+  logging.set_verbosity(logging.WARNING)  # Orbax tells every file it touches.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+  try:
+    _run(_workdir())
+  except UserError as e:
+    _refuse(e)
+  except interruption.Interrupted as e:
+    print(f'{e}: the run is saved; the same command goes on.', file=sys.stderr)
+    sys.exit(e.exit_status)
+  except KeyboardInterrupt:
+    sys.exit(128 + signal.SIGINT)
+
+
+def _run(workdir: pathlib.Path) -> None:
+  cache = pathlib.Path(os.environ.get(
+      'CATSDOGS_CACHE', pathlib.Path.home() / '.cache' / 'catsdogs'))
+  # Imported where they are used, since some of them take seconds.
+  if _MODE.value == 'train':
+    _train(workdir, cache)
+  elif _MODE.value == 'evaluate':
+    from catsdogs.evaluate import evaluate_checkpoint
+    evaluate_checkpoint(_started_config(workdir), workdir, cache,
+                        _CHECKPOINT.value, _IMAGES.value)
+  elif not _IMAGES.value:
+    raise UserError('--mode=predict needs --images=PATH[,PATH...]')
+  else:
+    from catsdogs.predict import predict_files
+    from catsdogs.restore import restore_checkpoint
+    restored = restore_checkpoint(workdir, _started_config(workdir),
+                                  _CHECKPOINT.value)
+    predict_files(restored, _IMAGES.value, workdir)
+
+
+def _train(workdir: pathlib.Path, cache: pathlib.Path) -> None:
+  import jax
+  from catsdogs import console, results
+  from catsdogs.progress import Clock
+  from catsdogs.train import train_and_evaluate
+  from catsdogs.workdir import begin_or_continue
+  config, notice = begin_or_continue(workdir, _CONFIG.value, _RESTART.value,
+                                     jax.default_backend())
+  finished = results.read_finished(workdir)
+  if finished is None:
+    if notice:
+      console.box(notice)
+    finished = train_and_evaluate(config, workdir, cache, Clock(_STARTED))
+  results.tell(finished, workdir)
+
+
+def _workdir() -> pathlib.Path:
+  if _WORKDIR.value:
+    return pathlib.Path(_WORKDIR.value).expanduser()
+  if _CONFIG.value is None:
+    raise UserError('give --config=FILE, such as configs/finetune.py, or the '
+                    '--workdir of a run')
+  file = config_flags.get_config_filename(flags.FLAGS['config'])
+  return pathlib.Path('runs') / pathlib.Path(file.partition(':')[0]).stem
+
+
+def _started_config(workdir: pathlib.Path):
+  from catsdogs.workdir import started_config
+  overrides = {} if _CONFIG.value is None else (
+      config_flags.get_override_values(flags.FLAGS['config']))
+  return started_config(workdir, overrides)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  """As absl does, but what is wrong is told on one line, with status 2."""
+  try:
+    arguments = app.parse_flags_with_usage(argv) if '--help' in ' '.join(
+        argv) else flags.FLAGS(argv)
+    if _CONFIG.value is not None:
+      _CONFIG.value.keys()  # A file that failed to load says so only now.
+  except AttributeError as e:
+    _refuse(f'--config: there is no field {str(e).strip(chr(34))}; '
+            'configs/finetune.py has them all')
+  except Exception as e:  # Also whatever a person's own config file raises.
+    _refuse(f'{e}')
+  if arguments[1:]:
+    _refuse(f'{arguments[1]!r} is no flag; see --help')
+  return arguments
+
+
+def _refuse(problem: object) -> None:
+  """Ends the process: the person's input was wrong."""
+  print('Error:', ' '.join(str(problem).split()), file=sys.stderr)
+  sys.exit(2)
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=_parse_flags)
