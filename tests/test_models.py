@@ -87,7 +87,8 @@ def test_logits_are_those_that_torchvision_gave(name):
   model = models.create_model(peers.model_config(name), 1000)
   variables = random_variables(model)
   golden = np.load(GOLDEN / f'{name}.npz')
-  for size_px in (64, 75):
+  # The odd size tells more; a second one costs seconds of compiling.
+  for size_px in (64, 75) if name == 'resnet18' else (75,):
     logits = model.apply(variables, peers.random_pictures(size_px, SEED))
     assert relative_difference(
         logits, golden[f'logits_{size_px}px']) < TOLERANCE
@@ -181,7 +182,10 @@ def test_bfloat16_gives_float32_logits_near_those_of_float32(small_variables):
 
 
 def test_initial_variables_are_float32_and_the_new_head_is_impartial():
-  variables = models.init_variables(small_model(dtype='bfloat16'), seed=1)
-  assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype('float32')}
-  logits = small_model().apply(variables, peers.random_pictures(32, SEED))
-  np.testing.assert_array_equal(logits, np.zeros((2, 3)))
+  model = small_model(dtype='bfloat16')
+  init = lambda: models.init_variables(model, seed=1)
+  shapes = jax.eval_shape(init)
+  assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
+  # The compiler leaves out what is not asked for, and so most of its time.
+  head = jax.jit(lambda: init()['params']['head'])()
+  assert not head['kernel'].any() and not head['bias'].any()

@@ -4,6 +4,7 @@ import hashlib
 import pathlib
 import pickle
 import struct
+import time
 import tracemalloc
 from typing import Any, Callable
 import zipfile
@@ -276,21 +277,23 @@ def nested_tuples() -> bytes:
 BOMBS = {
     'a memo index': Opcodes(b'}r\xff\xff\xff\x3f'),
     'a text': Opcodes(b'X\xff\xff\xff\xff'),
-    'a number': Opcodes(b'\x8b\x00\x00\x10\x00' + b'\x7f' * 2**20),
+    'numbers to multiply': {'a': tensor(
+        offset=Opcodes(b'\x8b\x00\x00\xd0\x00' + b'\x7f' * 0xd00000 + b'q\x00'),
+        shape=(Opcodes(b'h\x00'),) * 8, strides=(Opcodes(b'h\x00'),) * 8)},
     'a key to hash': Opcodes(b'}' + nested_tuples() + b'Ns'),
     'a name to print': Opcodes(nested_tuples() + b'h\x00\x93'),
     'a type to hash': Opcodes(
         opcodes('storage') + nested_tuples() + opcodes('0') * 3 + b'tQ'),
     'ever more objects': Opcodes(b'](' + b'}' * 2_000_000 + b'e'),
     'one long list again and again': Opcodes(
-        b'](' + b'](NNe' * 100_000 + b'eq\x00'
+        b'](' + b'](K\x01Ne' * 20_000 + b'eq\x00'
         + b'ccollections\nOrderedDict\nq\x01' + b'h\x01h\x00\x85R' * 50_000),
     'one long shape again and again': Opcodes(
         b'(' + b'K\x01' * 100_000 + b'tq\x00'
         + b'ctorch\nSize\nq\x01' + b'h\x01h\x00\x85R' * 50_000),
     'calls with one long tuple': Opcodes(
-        b'(' + b'K\x01' * 100_000 + b'tq\x00'
-        + b'ctorch._utils\n_rebuild_tensor\nq\x01' + b'h\x01h\x00R' * 50_000),
+        b'(' + b'K\x01' * 200_000 + b'tq\x00'
+        + b'ctorch._utils\n_rebuild_tensor\nq\x01' + b'h\x01h\x00R' * 60_000),
     'a list in itself': Opcodes(b']q\x00h\x00a'),
     'a dict in itself': Opcodes(
         b'}q\x00' + opcodes('state_dict') + b'h\x00s'),
@@ -308,7 +311,9 @@ def test_pickles_that_would_eat_memory_or_time_are_refused(tmp_path, bomb):
   path = zip_of(tmp_path / 'x.pth', BOMBS[bomb])
   tracemalloc.start()
   try:
+    start = time.process_time()
     refusal(torch_file.read_torch_file, path)
+    assert time.process_time() - start < 8
     assert tracemalloc.get_traced_memory()[1] < 150e6
   finally:
     tracemalloc.stop()
@@ -425,7 +430,8 @@ def test_weights_arrive_where_they_belong(tmp_path, shapes, weights, name):
     assert type(array) is np.ndarray and array.dtype == np.float32
     assert array.flags.c_contiguous and array.flags.writeable
   for ours, theirs in (
-      ('params/stem/conv/kernel', weights['conv1.weight'].transpose(2, 3, 1, 0)),
+      ('params/stem/conv/kernel',
+       weights['conv1.weight'].transpose(2, 3, 1, 0)),
       ('params/stem/bn/scale', weights['bn1.weight']),
       ('batch_stats/stage3/block2/conv2/bn/var',
        weights['layer3.1.bn2.running_var']),
@@ -502,8 +508,8 @@ def test_all_that_differs_is_told_in_one_line(tmp_path, shapes, weights):
   weights['bn1.weight'] = weights['bn1.weight'].astype(np.int32)
   path = write_safetensors(tmp_path / 'x', weights)
   message = refusal(load.load_weights, path, shapes)
-  for part in ('2 missing: ', 'bn1.bias', 'layer4.1.bn2.running_var', '7 unexpected: ',
-               'extra0.weight', ' and 2 more',
+  for part in ('2 missing: ', 'bn1.bias', 'layer4.1.bn2.running_var',
+               '7 unexpected: ', 'extra0.weight', ' and 2 more',
                'layer1.0.conv1.weight (8, 8, 1, 1) instead of (8, 8, 3, 3)',
                'bn1.weight int32 instead of float32'):
     assert part in message
@@ -527,10 +533,9 @@ def test_a_head_that_fits_nowhere_is_refused(
   assert part in refusal(load.load_weights, path, shapes)
 
 
-@pytest.mark.parametrize('name', models.ARCHITECTURES)
+@pytest.mark.parametrize(
+    'name', [name for name in models.ARCHITECTURES if name != 'resnet18'])
 def test_weights_of_another_architecture_are_recognised(tmp_path, shapes, name):
-  if name == 'resnet18':
-    pytest.skip('the model itself')
   other = small_shapes(name, width=0.25)
   flat = traverse_util.flatten_dict(other, sep='/')
   content = {}

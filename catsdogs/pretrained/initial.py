@@ -3,11 +3,15 @@
 import pathlib
 from typing import Any
 
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
 import ml_collections
 
+from catsdogs.checkpoint import choose_step, restore_variables
 from catsdogs.errors import UserError
 from catsdogs.models import ResNet, init_variables
-from catsdogs.pretrained.load import load_weights
+from catsdogs.pretrained.load import fit, load_weights
 
 
 def initial_variables(config: ml_collections.ConfigDict, model: ResNet
@@ -24,14 +28,26 @@ def initial_variables(config: ml_collections.ConfigDict, model: ResNet
   Raises:
     UserError: the weights cannot be read, or are of another architecture.
   """
-  variables = init_variables(model, config.seed)
   weights = config.model.weights
   if weights == 'none':
-    return variables, 'Random weights.'
+    return init_variables(model, config.seed), 'Random weights.'
   path = pathlib.Path(weights).expanduser()
+  # Nothing is drawn at random: a new head starts from zero.
+  shapes = jax.eval_shape(lambda: init_variables(model, config.seed))
   if path.is_dir():
-    return _from_workdir(path, variables)
-  if not path.is_file():
+    step = choose_step(path, 'best')
+    tensors, _ = restore_variables(path, step)
+    origin = f'{path}, checkpoint {step}'
+    variables, report = fit(
+        origin, traverse_util.flatten_dict(tensors, sep='/'), shapes)
+  elif path.is_file():
+    origin = str(path)
+    variables, report = load_weights(path, shapes)
+  else:
     raise UserError(f'config.model.weights: there is no file or run {path}; '
                     "give a .pth or .safetensors file, a workdir, or 'none'")
-  return load_weights(path, variables)
+  variables = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype)
+      if isinstance(x, jax.ShapeDtypeStruct) else x, variables)
+  head = 'its head too' if report.head_loaded else 'a new head'
+  return variables, f'Weights from {origin}, {head}.'

@@ -67,7 +67,22 @@ def load_weights(path: str | os.PathLike, variables: Mapping[str, Any]
     UserError: the file cannot be read, does not fit the model (all that
       differs is told), or holds a number that is not finite.
   """
-  tensors = {name: tensor for name, tensor in _read(path).items()
+  return fit(path, _read(path), variables)
+
+
+def fit(path: str | os.PathLike, tensors: Mapping[str, np.ndarray],
+        variables: Mapping[str, Any]) -> tuple[dict[str, Any], LoadReport]:
+  """Puts named tensors into a model's variables, as `load_weights` says.
+
+  Args:
+    path: where they are from, for what is told.
+    tensors: by torchvision's names, or by our own paths.
+    variables: of the model.
+
+  Raises:
+    UserError: they do not fit.
+  """
+  tensors = {name: tensor for name, tensor in tensors.items()
              if not name.endswith(torchvision_names.IGNORED_SUFFIX)}
   flat = traverse_util.flatten_dict(dict(variables), sep='/')
   if any(name.startswith('params/') for name in tensors):

@@ -48,7 +48,8 @@ def make_torch_files() -> None:
   }
   content = {
       'epoch': 3, 'best': 0.5, 'note': 'caf\xe9', 'none': None,
-      'size': torch.Size([2, 3]), 'optimizer': {'state': {0: numbers}, 'p': [0]},
+      'size': torch.Size([2, 3]),
+      'optimizer': {'state': {0: numbers}, 'params': [0]},
       'state_dict': {f'module.{name}': x for name, x in tensors.items()},
   }
   torch.save(content, FOLDER / 'zip.pth')
