@@ -39,7 +39,7 @@ _IMAGES = flags.DEFINE_string(
 
 
 def main(_) -> None:
-  logging.set_verbosity(logging.WARNING)  # Orbax tells every file it touches.
+  logging.set_verbosity(logging.ERROR)  # Orbax tells every file it touches.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   try:
     _run(_workdir())

@@ -57,13 +57,13 @@ def random_resized_crop(key: Key[Array, ''], image: Float[Array, 's s 3'],
   """
   side = image.shape[0]
   area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
-  area = side**2 * jax.random.uniform(area_key, minval=scale[0],
-                                      maxval=scale[1])
-  ratio = jnp.exp(jax.random.uniform(ratio_key,
-                                     minval=math.log(ASPECT_RATIOS[0]),
-                                     maxval=math.log(ASPECT_RATIOS[1])))
-  height = jnp.minimum(jnp.sqrt(area / ratio), side)
-  width = jnp.minimum(jnp.sqrt(area * ratio), side)
+  share = jax.random.uniform(area_key, minval=scale[0], maxval=scale[1])
+  # Of the ratios, those with which so large a part is within the photo.
+  ratio = jnp.exp(jax.random.uniform(
+      ratio_key, minval=jnp.maximum(math.log(ASPECT_RATIOS[0]),
+                                    jnp.log(share)),
+      maxval=jnp.minimum(math.log(ASPECT_RATIOS[1]), -jnp.log(share))))
+  height, width = side * jnp.sqrt(share / ratio), side * jnp.sqrt(share * ratio)
   top = jax.random.uniform(top_key) * (side - height)
   left = jax.random.uniform(left_key) * (side - width)
   zoom = jnp.array([size / height, size / width])

@@ -8,7 +8,6 @@ import json
 import pathlib
 from typing import Any, Callable
 
-from absl import logging
 from etils import epath
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from catsdogs import metric_log
+from catsdogs.console import say
 from catsdogs.errors import UserError
 from catsdogs.train_state import TrainState
 
@@ -83,8 +83,8 @@ class Checkpoints:
             meta=ocp.args.JsonRestore()))
         return restored.state, restored.meta
       except Exception as e:  # Orbax raises what its many layers raise.
-        logging.warning('Checkpoint %s/%d is damaged and passed over: %s',
-                        self._directory, step, _one_line(e))
+        say(f'Checkpoint {self._directory / str(step)} is damaged and passed '
+            f'over: {_one_line(e)}')
     if steps:
       raise UserError(f'no checkpoint in {self._directory} can be read; begin '
                       'the run anew with --restart')

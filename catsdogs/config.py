@@ -1,10 +1,10 @@
 """Checks a config whole, makes it concrete, and keeps it beside a run."""
 
 import json
-import math
 import pathlib
 import re
-from typing import Any
+import sys
+from typing import Any, Callable
 
 import ml_collections
 
@@ -14,88 +14,111 @@ from catsdogs.models import ARCHITECTURES
 MODES = ('train', 'evaluate', 'predict')
 
 
-def _number(low: float, high: float = math.inf):
-  return lambda v: (isinstance(v, (int, float)) and math.isfinite(v)
+def _number(satisfies: Callable[[float], bool] = lambda v: v >= 0):
+  """Any finite number, which a bool is not, that satisfies a condition."""
+  return lambda v: (isinstance(v, (int, float)) and not isinstance(v, bool)
+                    and abs(v) <= sys.float_info.max and satisfies(v))
+
+
+def _whole(low: int, high: int = 2**31 - 1):
+  return lambda v: (isinstance(v, int) and not isinstance(v, bool)
                     and low <= v <= high)
 
 
+def _text(satisfies: Callable[[str], bool] = lambda v: True):
+  return lambda v: isinstance(v, str) and satisfies(v)
+
+
 def _one_of(*names: str):
-  return lambda v: v in names
+  return _text(lambda v: v in names)
 
 
-def _is_regex(pattern: Any) -> bool:
+def _is_bool(value: Any) -> bool:
+  return isinstance(value, bool)
+
+
+def _is_source(value: str) -> bool:
+  kind, _, where = value.partition(':')
+  return value in ('auto', 'bundled') or (
+      kind in ('folder', 'tfds') and bool(where))
+
+
+def _is_regex(pattern: str) -> bool:
   try:
     re.compile(pattern)
-  except (re.error, TypeError):
+  except (re.error, OverflowError, RecursionError):
     return False
   return True
 
 
 def _is_crop_scale(value: Any) -> bool:
-  return (len(value) == 2 and all(_number(1e-3, 1)(v) for v in value)
+  return (isinstance(value, tuple) and len(value) == 2
+          and all(_number(lambda v: 1e-3 <= v <= 1)(v) for v in value)
           and value[0] <= value[1])
 
 
 def _is_lr_mults(value: Any) -> bool:
-  return all(
-      isinstance(pair, (tuple, list)) and len(pair) == 2
-      and isinstance(pair[0], str) and _is_regex(pair[0])
-      and _number(0)(pair[1]) for pair in value)
+  return isinstance(value, tuple) and all(
+      isinstance(pair, tuple) and len(pair) == 2
+      and _text(_is_regex)(pair[0]) and _number()(pair[1]) for pair in value)
 
 
-def _is_text(value: Any) -> bool:
-  return isinstance(value, str)
-
+_COUNT = (_whole(1), 'a whole number from 1 to 2147483647')
+_NOT_NEGATIVE = (_number(), '0 or more')
+_POSITIVE = (_number(lambda v: v > 0), 'above 0')
+_BELOW_ONE = (_number(lambda v: 0 <= v < 1), 'from 0 to below 1')
+_SPLIT = (_text(), 'a TFDS split or empty')
+_SWITCH = (_is_bool, 'True or False')
 
 # Every field that a config has, what it must satisfy, and that in words.
 _RULES = {
-    'seed': (_number(0, 2**31 - 1), 'from 0 to 2147483647'),
-    'data.source': (
-        lambda v: v in ('auto', 'bundled')
-        or re.fullmatch(r'(folder|tfds):.+', v) is not None,
-        "'auto', 'bundled', 'folder:PATH' or 'tfds:NAME'"),
-    'data.label_key': (bool, "a feature's name or 'auto'"),
-    'data.train_split': (_is_text, 'a TFDS split or empty'),
-    'data.val_split': (_is_text, 'a TFDS split or empty'),
-    'data.val_fraction': (lambda v: 0 < v < 1, 'above 0 and below 1'),
-    'data.sample_fraction': (lambda v: 0 < v <= 1, 'above 0 and at most 1'),
-    'data.image_size': (lambda v: v is None or _number(32, 2048)(v),
-                        'from 32 to 2048 pixels'),
-    'data.cache_gib': (_number(0), '0 or more'),
+    'seed': (_whole(0), 'a whole number from 0 to 2147483647'),
+    'data.source': (_text(_is_source),
+                    "'auto', 'bundled', 'folder:PATH' or 'tfds:NAME'"),
+    'data.label_key': (_text(bool), "a feature's name or 'auto'"),
+    'data.train_split': _SPLIT,
+    'data.val_split': _SPLIT,
+    'data.val_fraction': (_number(lambda v: 0 < v < 1),
+                          'above 0 and below 1'),
+    'data.sample_fraction': (_number(lambda v: 0 < v <= 1),
+                             'above 0 and at most 1'),
+    'data.image_size': (lambda v: v is None or _whole(32, 2048)(v),
+                        'a whole number from 32 to 2048 pixels'),
+    'data.cache_gib': _NOT_NEGATIVE,
     'model.name': (_one_of('auto', *ARCHITECTURES),
                    f'auto or one of {", ".join(ARCHITECTURES)}'),
-    'model.width': (_number(0.125, 4), 'from 0.125 to 4'),
-    'model.weights': (bool, "'auto', 'none', a file or a workdir"),
-    'model.freeze': (_is_regex, 'a regular expression or empty'),
+    'model.width': (_number(lambda v: 0.125 <= v <= 4), 'from 0.125 to 4'),
+    'model.weights': (_text(bool), "'auto', 'none', a file or a workdir"),
+    'model.freeze': (_text(_is_regex), 'a regular expression or empty'),
     'model.batch_norm': (_one_of('batch', 'running'), "'batch' or 'running'"),
     'model.dtype': (_one_of('auto', 'float32', 'bfloat16'),
                     "'auto', 'float32' or 'bfloat16'"),
     'optim.name': (_one_of('sgd', 'adamw'), "'sgd' or 'adamw'"),
-    'optim.learning_rate': (lambda v: _number(0)(v) and v > 0, 'above 0'),
+    'optim.learning_rate': _POSITIVE,
     'optim.schedule': (_one_of('cosine', 'linear', 'constant'),
                        "'cosine', 'linear' or 'constant'"),
-    'optim.warmup_epochs': (_number(0), '0 or more'),
-    'optim.weight_decay': (_number(0), '0 or more'),
+    'optim.warmup_epochs': _NOT_NEGATIVE,
+    'optim.weight_decay': _NOT_NEGATIVE,
     'optim.lr_mults': (_is_lr_mults,
                        "pairs of a regular expression and a factor of 0 or "
                        "more, such as (('^head/', 10.0),)"),
-    'optim.grad_clip_norm': (_number(0), '0 (no clipping) or more'),
-    'optim.accumulate_steps': (_number(1), '1 or more'),
-    'optim.ema_decay': (lambda v: 0 <= v < 1, 'from 0 to below 1'),
+    'optim.grad_clip_norm': (_number(), '0 (no clipping) or more'),
+    'optim.accumulate_steps': _COUNT,
+    'optim.ema_decay': _BELOW_ONE,
     'augment.crop_scale': (_is_crop_scale,
                            'two shares of the area, such as (0.4, 1.0)'),
-    'augment.flip': (_one_of(True, False), 'True or False'),
-    'augment.color_jitter': (lambda v: 0 <= v < 1, 'from 0 to below 1'),
-    'augment.mixup': (_number(0), '0 or more'),
-    'augment.cutmix': (_number(0), '0 or more'),
-    'augment.label_smoothing': (lambda v: 0 <= v < 1, 'from 0 to below 1'),
-    'train.batch_size': (_number(1), '1 or more'),
-    'train.epochs': (lambda v: _number(0)(v) and v > 0, 'above 0'),
-    'train.evaluate_before': (_one_of(True, False), 'True or False'),
-    'train.log_every_steps': (_number(1), '1 or more'),
-    'train.eval_every_epochs': (lambda v: _number(0)(v) and v > 0, 'above 0'),
-    'train.checkpoint_every_steps': (_number(1), '1 or more'),
-    'train.keep': (_number(1), '1 or more'),
+    'augment.flip': _SWITCH,
+    'augment.color_jitter': _BELOW_ONE,
+    'augment.mixup': _NOT_NEGATIVE,
+    'augment.cutmix': _NOT_NEGATIVE,
+    'augment.label_smoothing': _BELOW_ONE,
+    'train.batch_size': _COUNT,
+    'train.epochs': _POSITIVE,
+    'train.evaluate_before': _SWITCH,
+    'train.log_every_steps': _COUNT,
+    'train.eval_every_epochs': _POSITIVE,
+    'train.checkpoint_every_steps': _COUNT,
+    'train.keep': _COUNT,
 }
 
 
@@ -126,11 +149,20 @@ def check(config: ml_collections.ConfigDict) -> None:
   for field in values.keys() & _RULES.keys():
     satisfied, words = _RULES[field]
     if not satisfied(values[field]):
-      wrong.append(f'config.{field} is {values[field]!r}; it must be {words}')
+      wrong.append(f'config.{field} is {_shown(values[field])}; it must be '
+                   f'{words}')
   if not wrong:
     wrong = _contradictions(config)
   if wrong:
     raise UserError('; '.join(sorted(wrong)))
+
+
+
+def _shown(value: Any) -> str:
+  try:
+    return repr(value)
+  except Exception:  # Such as an int of too many digits.
+    return f'what Python cannot print, of type {type(value).__name__}'
 
 
 def _contradictions(config: ml_collections.ConfigDict) -> list[str]:
@@ -144,6 +176,10 @@ def _contradictions(config: ml_collections.ConfigDict) -> list[str]:
     wrong.append(
         f'config.optim.warmup_epochs {config.optim.warmup_epochs:g} is longer '
         f'than config.train.epochs {config.train.epochs:g}; shorten it')
+  if config.model.name == 'auto' and config.model.width != 1:
+    wrong.append(f'config.model.width {config.model.width:g} is of no use '
+                 'where config.model.name is auto, which decides it; name a '
+                 'model')
   if bool(config.data.train_split) != bool(config.data.val_split):
     wrong.append('config.data.train_split and config.data.val_split go '
                  'together: set both or none')
@@ -171,7 +207,7 @@ def resolve(config: ml_collections.ConfigDict, platform: str
     The concrete config, and a line that says what stands in for the real
     thing, if anything does.
   """
-  config = ml_collections.ConfigDict(config)
+  config = config.copy_and_resolve_references()
   notice = None
   if config.data.source == 'auto':
     config.data.source = 'bundled'
@@ -205,10 +241,11 @@ def load(file: pathlib.Path) -> ml_collections.ConfigDict:
   """
   try:
     config = from_dict(json.loads(file.read_text()))
-  except (OSError, ValueError, AttributeError) as e:
+    check(config)
+  except (OSError, ValueError, AttributeError, RecursionError,
+          UserError) as e:
     raise UserError(f'{file} cannot be read as a config ({e}); begin the run '
                     'anew with --restart') from e
-  check(config)
   return config
 
 

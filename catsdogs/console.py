@@ -8,9 +8,11 @@ import tqdm
 
 
 def say(message: str) -> None:
-  """Prints a line."""
+  """Prints a line, in whatever characters stdout can take."""
   if jax.process_index() == 0:
-    print(message, flush=True)
+    encoding = sys.stdout.encoding or 'utf-8'
+    encoded = message.encode(encoding, 'backslashreplace')
+    print(encoded.decode(encoding), flush=True)
 
 
 def printable(name: str) -> str:

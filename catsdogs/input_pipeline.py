@@ -56,11 +56,12 @@ def sample(split: Split, fraction: float) -> Split:
   of the ids chooses.
   """
   classes, counts = np.unique(split.labels, return_counts=True)
-  total = max(int(len(split) * fraction + 1e-9), len(classes))
+  total = int(len(split) * fraction + 1e-9)
   wanted = counts * total / len(split)
   takes = np.maximum(1, np.floor(wanted).astype(int))
   # What rounding left over goes to the classes that lost most by it.
-  for i in np.argsort(takes - wanted, kind='stable')[:total - takes.sum()]:
+  left_over = max(0, total - takes.sum())
+  for i in np.argsort(takes - wanted, kind='stable')[:left_over]:
     takes[i] += 1
   chosen = []
   for label, take in zip(classes, takes):

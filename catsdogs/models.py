@@ -232,4 +232,8 @@ def init_variables(model: ResNet, seed: int) -> dict[str, Any]:
   """Random `params` and fresh `batch_stats`, in one compiled call."""
   # The parameters' shapes do not depend on the picture's size.
   pictures = jnp.zeros((1, 32, 32, 3))
-  return jax.jit(model.init)(jax.random.key(seed), pictures)
+  # It runs once: code that is worse, but compiles in a fifth of the time.
+  options = {'xla_backend_optimization_level': 0}
+  on_cpu = jax.default_backend() == 'cpu'
+  init = jax.jit(model.init, compiler_options=options if on_cpu else None)
+  return init(jax.random.key(seed), pictures)

@@ -52,22 +52,28 @@ def find_files(images: str) -> list[str]:
   Raises:
     UserError: a part matches nothing.
   """
-  # A path may hold a comma or a bracket itself.
-  parts = [images] if os.path.exists(images) else images.split(',')
-  files = []
-  for part in parts:
-    path = pathlib.Path(part).expanduser()
-    if path.is_dir():
-      found = [str(path / name) for name in files_below(path)]
-    elif path.exists():
-      found = [str(path)]
-    else:
-      found = sorted(name for name in glob.glob(str(path), recursive=True)
-                     if os.path.isfile(name))
-    if not found:
-      raise UserError(f'--images: {part!r} matches no file; check the path')
-    files += found
+  files = _matches(images)  # A path may hold a comma itself.
+  if not files:
+    for part in images.split(','):
+      found = _matches(part)
+      if not found:
+        raise UserError(f'--images: {part!r} matches no file; check the path')
+      files += found
   return list(dict.fromkeys(files))
+
+
+def _matches(pattern: str) -> list[str]:
+  """The file, the files of the folder, or those that the glob matches."""
+  if not pattern:
+    return []  # To pathlib, it would be the current folder.
+  path = str(pathlib.Path(os.path.expanduser(pattern)))
+  if os.path.isdir(path):
+    return [os.path.join(path, name)
+            for name in files_below(pathlib.Path(path))]
+  if os.path.exists(path):  # A file's name may hold a bracket itself.
+    return [path]
+  return sorted(name for name in glob.glob(path, recursive=True)
+                if os.path.isfile(name))
 
 
 def predict(restored: Restored, files: list[str]) -> Iterator[Prediction]:

@@ -1,6 +1,7 @@
 """How far a run is: its timetable, and what it has summed up so far."""
 
 import dataclasses
+from fractions import Fraction
 import math
 import time
 from typing import Any
@@ -46,9 +47,12 @@ class Epoch:
 
 @dataclasses.dataclass(frozen=True)
 class Timetable:
-  """At which steps what is done; an epoch has at least one step."""
+  """At which steps what is done; an epoch has at least one step.
 
-  steps_per_epoch: float
+  Fractions, since floats lose a step now and then in long runs.
+  """
+
+  steps_per_epoch: Fraction
   total_steps: int
   total_epochs: float
   eval_steps: frozenset[int]
@@ -56,10 +60,10 @@ class Timetable:
   @classmethod
   def of(cls, config: ml_collections.ConfigDict, count: int) -> 'Timetable':
     """The timetable of the config's `train` part for so many photos."""
-    per_epoch = max(1.0, count / config.batch_size)
-    total = math.ceil(config.epochs * per_epoch - 1e-9)
-    every = config.eval_every_epochs * per_epoch
-    steps = {math.ceil(k * every - 1e-9)
+    per_epoch = max(Fraction(1), Fraction(count, config.batch_size))
+    total = max(1, math.ceil(_exact(config.epochs) * per_epoch))
+    every = max(1, _exact(config.eval_every_epochs) * per_epoch)
+    steps = {math.ceil(k * every)
              for k in range(1, math.ceil(total / every))}
     before = {0} if config.evaluate_before else set()
     return cls(per_epoch, total, config.epochs,
@@ -67,16 +71,20 @@ class Timetable:
 
   def epochs(self, step: int) -> float:
     """How many passes over the photos so many steps are."""
-    return min(step / self.steps_per_epoch, self.total_epochs)
+    return min(float(step / self.steps_per_epoch), self.total_epochs)
 
   def epoch_at(self, step: int) -> Epoch:
     """The epoch that the next step belongs to, after so many steps."""
-    number = int((step + 1e-9) / self.steps_per_epoch) + 1
+    number = step // self.steps_per_epoch + 1
     return Epoch(number, self._end(number - 1), self._end(number))
 
   def _end(self, epoch: int) -> int:
-    return min(self.total_steps,
-               math.ceil(epoch * self.steps_per_epoch - 1e-9))
+    return min(self.total_steps, math.ceil(epoch * self.steps_per_epoch))
+
+
+def _exact(epochs: float) -> Fraction:
+  """The fraction that was meant: a sixth, not what is next to it."""
+  return Fraction(epochs).limit_denominator(10**6)
 
 
 class Clock:
@@ -127,7 +135,7 @@ class Clock:
     """Ends a lap and starts the next; its speed, where it had any photos."""
     seconds, images = time.monotonic() - self._lap_start, self._lap_images
     self.start_lap()
-    if not images:
+    if not images or not seconds:
       return {}
     self._images += images
     self._image_seconds += seconds

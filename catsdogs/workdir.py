@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import tempfile
 from typing import Any
 
 import ml_collections
@@ -42,15 +43,18 @@ def begin_or_continue(workdir: pathlib.Path,
   if config is None:
     config = started_config(workdir)
   config_lib.check(config)
+  file = workdir / CONFIG_FILE
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if restart:
       _clear(workdir)
+    begun = file.exists()
+    if not begun:  # Told now, not after the photos are read.
+      tempfile.TemporaryFile(dir=workdir).close()
   except OSError as e:
     raise UserError(f'--workdir: {workdir} cannot be written '
                     f'({e.strerror}); choose another') from e
-  file = workdir / CONFIG_FILE
-  if not file.exists():
+  if not begun:
     return config_lib.resolve(config, platform)
   started = config_lib.load(file)
   different = config_lib.differences(config, started)
@@ -80,11 +84,13 @@ def started_config(workdir: pathlib.Path,
                     f'--config=FILE --workdir={workdir}')
   config = config_lib.load(file)
   for field, value in (overrides or {}).items():
+    if value in ('auto', None):
+      continue  # Agrees with the answer that the run found.
     if field in _CHANGEABLE:
       config.update_from_flattened_dict({field: value})
-    elif config_lib.flatten(config)[field] != value:
-      raise UserError(f'config.{field}: the run in {workdir} has '
-                      f'{config_lib.flatten(config)[field]!r}; leave it out')
+    elif value != (own := config_lib.flatten(config).get(field)):
+      raise UserError(f'config.{field}: the run in {workdir} has {own!r}; '
+                      'leave it out')
   config_lib.check(config)
   return config
 

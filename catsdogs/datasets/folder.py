@@ -57,7 +57,7 @@ def open_folder(root: pathlib.Path, val_fraction: float) -> Source:
 
   names = sorted(train, key=natural_key)
   if len(names) < 2:
-    raise UserError(f'data.source: {root} has one class only ({names[0]}); a '
+    raise UserError(f'data.source: {root} has one class only ({names[0]!r}); a '
                     f'classifier needs two or more. {_LAYOUTS}')
   return Source(f'folder:{root}', tuple(names), _split(root, names, train),
                 _split(root, names, val), tuple(passed_over), tuple(notices))
@@ -76,7 +76,7 @@ def open_labelled(root: pathlib.Path,
   """
   if not root.is_dir():
     raise UserError(f'--images: there is no folder {root}; check the path')
-  classes = _find_classes(root, '', [])
+  classes = _find_classes(root, '', [], field='--images')
   unknown = sorted(classes.keys() - set(class_names), key=natural_key)
   if unknown:
     raise UserError(f'--images: {root} has {_listed(unknown)}, but the '
@@ -103,9 +103,9 @@ def files_below(folder: pathlib.Path) -> list[str]:
     here = os.path.realpath(folder / relative)
     if here in inside:
       return
-    for entry in _visible_entries(folder / relative):
-      path = f'{relative}/{entry.name}' if relative else entry.name
-      if entry.is_dir():
+    for name in _visible_names(folder / relative):
+      path = f'{relative}/{name}' if relative else name
+      if (folder / path).is_dir():
         walk(path, inside | {here})
       else:
         found.append(path)
@@ -114,14 +114,14 @@ def files_below(folder: pathlib.Path) -> list[str]:
   return found
 
 
-def _visible_entries(folder: pathlib.Path) -> list[os.DirEntry]:
+def _visible_names(folder: pathlib.Path) -> list[str]:
   try:
-    entries = list(os.scandir(folder))
+    names = os.listdir(folder)
   except OSError as e:
-    raise UserError(f'data.source: {folder} cannot be read '
-                    f'({e.strerror}); mend its permissions') from e
-  return sorted((e for e in entries if not e.name.startswith('.')),
-                key=lambda e: natural_key(e.name))
+    raise UserError(f'{folder} cannot be read ({e.strerror}); mend its '
+                    'permissions') from e
+  return sorted((name for name in names if not name.startswith('.')),
+                key=natural_key)
 
 
 def _subfolder(root: pathlib.Path, names: tuple[str, ...]) -> str | None:
@@ -129,12 +129,16 @@ def _subfolder(root: pathlib.Path, names: tuple[str, ...]) -> str | None:
 
 
 def _find_classes(root: pathlib.Path, side: str,
-                  passed_over: list[tuple[str, str]]) -> _Classes:
-  """The classes of one side, by their folders or else by files' prefixes."""
+                  passed_over: list[tuple[str, str]],
+                  field: str = 'data.source') -> _Classes:
+  """The classes of one side, by their folders or else by files' prefixes.
+
+  An error names the field or flag that the folder came from.
+  """
   folder = root / side
-  entries = _visible_entries(folder)
-  subfolders = [e.name for e in entries if e.is_dir()]
-  files = [e.name for e in entries if not e.is_dir()]
+  names = _visible_names(folder)
+  subfolders = [name for name in names if (folder / name).is_dir()]
+  files = [name for name in names if name not in subfolders]
 
   def path(*parts: str) -> str:
     return '/'.join(part for part in (side, *parts) if part)
@@ -154,11 +158,10 @@ def _find_classes(root: pathlib.Path, side: str,
         passed_over.append((path(file), 'its name bears no class'))
 
   if not any(classes.values()):
-    raise UserError(f'data.source: there are no photos in {folder}. '
-                    f'{_LAYOUTS}')
+    raise UserError(f'{field}: there are no photos in {folder}. {_LAYOUTS}')
   empty = [name for name, paths in classes.items() if not paths]
   if empty:
-    raise UserError(f'data.source: {_listed(empty)} in {folder} is empty; put '
+    raise UserError(f'{field}: {_listed(empty)} in {folder} is empty; put '
                     'photos there or remove the folder')
   return classes
 

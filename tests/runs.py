@@ -1,0 +1,66 @@
+"""Real runs of launch.py, for the tests: tiny photos, a tiny network."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# A network that compiles in seconds and takes milliseconds a step.
+TINY = ('--config.model.name=resnet18', '--config.model.width=0.125',
+        '--config.data.image_size=32', '--config.train.batch_size=8',
+        '--config.train.log_every_steps=3')
+
+
+def make_folder(root: pathlib.Path, per_class: int = 10,
+                classes: tuple[str, ...] = ('cat', 'dog'),
+                seed: int = 0) -> pathlib.Path:
+  """Writes photos of noise, each class around a colour of its own."""
+  rng = np.random.default_rng(seed)
+  for label, name in enumerate(classes):
+    (root / name).mkdir(parents=True)
+    colour = np.full(3, 90) + 40 * np.eye(3)[label % 3]
+    for i in range(per_class):
+      pixels = rng.normal(colour, 50, (40, 48, 3)).clip(0, 255)
+      Image.fromarray(pixels.astype(np.uint8)).save(
+          root / name / f'{name}.{i}.jpg', quality=90)
+  return root
+
+
+def start(*arguments: str, cache: pathlib.Path,
+          cwd: pathlib.Path = ROOT) -> subprocess.Popen:
+  """Starts launch.py; what it compiles is kept in `cache` for other runs."""
+  environment = {
+      **os.environ, 'CATSDOGS_CACHE': str(cache), 'JAX_PLATFORMS': 'cpu',
+      'JAX_COMPILATION_CACHE_DIR': str(cache / 'jax'),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+  return subprocess.Popen(
+      [sys.executable, str(ROOT / 'launch.py'), *arguments], cwd=cwd,
+      env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, text=True)
+
+
+def launch(*arguments: str, cache: pathlib.Path,
+           cwd: pathlib.Path = ROOT) -> subprocess.CompletedProcess:
+  """Runs launch.py to its end."""
+  process = start(*arguments, cache=cache, cwd=cwd)
+  out, err = process.communicate(timeout=300)
+  return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def wait_for_checkpoint(process: subprocess.Popen, workdir: pathlib.Path,
+                        step: int) -> None:
+  """Returns once a checkpoint of at least this step lies on the disk."""
+  folder, deadline = workdir / 'checkpoints', time.monotonic() + 240
+  while time.monotonic() < deadline:
+    if folder.is_dir() and any(p.name.isdecimal() and int(p.name) >= step
+                               for p in folder.iterdir()):
+      return
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.02)
+  raise AssertionError(f'no checkpoint of step {step}')
