@@ -1,5 +1,6 @@
 """Checks a config whole, makes it concrete, and keeps it beside a run."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -183,6 +184,13 @@ def _contradictions(config: ml_collections.ConfigDict) -> list[str]:
   if bool(config.data.train_split) != bool(config.data.val_split):
     wrong.append('config.data.train_split and config.data.val_split go '
                  'together: set both or none')
+  if config.model.name != 'auto':
+    architecture = dataclasses.replace(ARCHITECTURES[config.model.name],
+                                       width=config.model.width)
+    if not architecture.inner_channels(1):
+      wrong.append(f'config.model.width {config.model.width:g} leaves the '
+                   f'groups of {config.model.name} without a channel; widen '
+                   'it')
   return wrong
 
 

@@ -26,6 +26,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   data.label_key = 'auto'
   # TFDS splits, such as 'train[:80%]'; empty: the source's own.
   data.train_split = ''
+  # Likewise; both are set, or none.
   data.val_split = ''
   # Where a folder has no split of its own: the share that validates, chosen
   # in each class by a hash of the file's path.
@@ -66,6 +67,7 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   optim.learning_rate = 0.05
   # How it falls from there: 'cosine' or 'linear', to zero, or 'constant'.
   optim.schedule = 'cosine'
+  # Epochs in which the learning rate rises to its peak.
   optim.warmup_epochs = 0.2
   # Of kernels alone: biases and BatchNorm are spared.
   optim.weight_decay = 1e-4
@@ -87,9 +89,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   augment.flip = True
   # Brightness, contrast and saturation vary by up to this share.
   augment.color_jitter = 0.2
-  # Beta parameters of mixup and of cutmix, 0 for none; with both, each batch
-  # draws one of them.
+  # Beta parameter of mixup, 0 for none.
   augment.mixup = 0.0
+  # Likewise of cutmix; with both, each batch draws one of them.
   augment.cutmix = 0.0
   # Share of the target that is spread over all classes.
   augment.label_smoothing = 0.0
@@ -101,9 +103,11 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   train.epochs = 2.0
   # Evaluates before the first step as well, for the comparison.
   train.evaluate_before = True
+  # Steps from one line on the console and in metrics.csv to the next.
   train.log_every_steps = 10
+  # Epochs from one evaluation to the next; there is one at the end.
   train.eval_every_epochs = 1.0
-  # Beside those after each epoch.
+  # Steps from one checkpoint to the next, beside one before each evaluation.
   train.checkpoint_every_steps = 200
   # The latest checkpoints that are kept, beside the best one.
   train.keep = 2

@@ -167,8 +167,8 @@ SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.complex_numbers(),
     st.text(max_size=8), st.binary(max_size=4), st.dates(),
     st.integers(300, 5000).map(lambda digits: 10**digits),
-    st.sampled_from(['auto', 'folder:x', 'a{9999999999}', '(' * 2000 + ')' * 2000,
-                     np.float32(1), np.arange(3), np.array(['auto']), object(),
+    st.sampled_from(['auto', 'folder:x', 'a{9999999999}',
+                     '(' * 2000 + ')' * 2000, np.float32(1), np.arange(3), np.array(['auto']), object(),
                      np.float64('nan'), np.bool_(True)]))
 VALUES = st.recursive(
     SCALARS,
@@ -176,7 +176,7 @@ VALUES = st.recursive(
     | st.dictionaries(st.sampled_from('abc'), inner, max_size=2), max_leaves=4)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.sampled_from(FIELDS), VALUES)
 def test_whatever_a_field_holds_check_passes_or_names_it(field, value):
   try:

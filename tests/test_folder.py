@@ -228,6 +228,12 @@ def test_a_photo_stays_on_its_side_when_the_folder_moves(root, tmp_path):
   assert after.train.ids == before.train.ids
 
 
+def test_a_photo_is_on_the_same_side_on_every_machine(root):
+  write(root, *numbered('cat', 10), *numbered('dög', 10))
+  assert list(open_folder(root, 0.2).val.ids) == [
+      'cat/2.jpg', 'cat/3.jpg', 'dög/3.jpg', 'dög/4.jpg']
+
+
 def test_a_photo_stays_on_its_side_when_other_classes_change(root):
   write(root, *numbered('cat', 50), *numbered('dog', 50))
   before = labelled(open_folder(root, 0.2).val, ('cat', 'dog'))

@@ -26,14 +26,14 @@ def jpeg(shade: int) -> bytes:
 
 def shade_of(index: int, label: int) -> int:
   """Tells a photo and its label apart from all others of its split."""
-  return 4 * index + 100 * label
+  return 2 * index + 100 * label
 
 
 class _PhotoSet(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Gray photos of the kinds a and b in turn, so many a split."""
 
   VERSION = tfds.core.Version('1.0.0')
-  COUNTS = {'train': 24}
+  COUNTS = {'train': 60}
   FEATURES = {'image': PHOTO, 'label': KINDS}
 
   def _info(self):
@@ -81,10 +81,6 @@ class PhotosNoTrain(_PhotoSet):
   COUNTS = {'first': 4, 'second': 4}
 
 
-class PhotosOfOneKind(_PhotoSet):
-  COUNTS = {'train': 4, 'test': 1}
-
-
 class NumbersNoPhotos(_PhotoSet):
   FEATURES = {'text': tfds.features.Text(), 'label': KINDS}
 
@@ -106,7 +102,9 @@ def data_dir(tmp_path, monkeypatch) -> pathlib.Path:
 
 
 def prepare(name: str, file_format: str = 'array_record') -> None:
-  tfds.builder(name, file_format=file_format).download_and_prepare()
+  # In two files: TFDS would read 16 photos from one, then 16 from the other.
+  tfds.builder(name, file_format=file_format).download_and_prepare(
+      download_config=tfds.download.DownloadConfig(num_shards=2))
 
 
 def opened(name: str, label_key: str = 'auto', train_split: str = '',
@@ -144,10 +142,10 @@ def test_every_photo_comes_once_with_its_own_label(file_format):
     assert len(set(split.ids)) == len(split.ids)
     for index, label in enumerate(split.labels.tolist()):
       shade = decode(split.read(index), 8)[0, 0, 0]
-      assert round((shade - 100 * label) / 4) % 2 == label
+      assert round((shade - 100 * label) / 2) % 2 == label
       shades.append(int(shade))
-  assert len(shades) == 24
-  expected = sorted(shade_of(index, index % 2) for index in range(24))
+  assert len(shades) == 60
+  expected = sorted(shade_of(index, index % 2) for index in range(60))
   np.testing.assert_allclose(sorted(shades), expected, atol=1)
 
 
@@ -163,9 +161,9 @@ def test_reading_in_another_order_gives_the_same_photos(file_format):
 
 def test_a_single_split_is_divided_by_the_fraction():
   prepare('photos_one_split')
-  for val_fraction, val_count in ((0.25, 6), (0.5, 12)):
+  for val_fraction, val_count in ((0.25, 15), (0.5, 30)):
     source = opened('photos_one_split', val_fraction=val_fraction)
-    assert (len(source.train), len(source.val)) == (24 - val_count, val_count)
+    assert (len(source.train), len(source.val)) == (60 - val_count, val_count)
     assert not set(photos(source.train).values()) & set(
         photos(source.val).values())
 
@@ -190,7 +188,7 @@ def test_names_of_their_own_become_the_ids(file_format):
   prepare('photos_named', file_format)
   source = opened('photos_named', train_split='train', val_split='train[:50%]')
   assert {name.rpartition('/')[2] for name in source.train.ids} == {
-      f'größe {index}.jpg' for index in range(24)}
+      f'größe {index}.jpg' for index in range(60)}
 
 
 def test_of_several_labels_one_must_be_named():
@@ -234,9 +232,10 @@ def test_a_set_without_a_train_split_asks_for_two():
 
 
 def test_a_split_that_lacks_a_class_is_refused():
-  prepare('photos_of_one_kind')
-  with pytest.raises(UserError, match="'test'.*'b'"):
-    opened('photos_of_one_kind')
+  prepare('photos_two_splits')
+  for splits in (('train', 'test[:1]'), ('test[:1]', 'train')):
+    with pytest.raises(UserError, match=r"'test\[:1\]'.*no photo of '[ab]'"):
+      opened('photos_two_splits', 'auto', *splits)
 
 
 @pytest.mark.parametrize('file_format', FORMATS)

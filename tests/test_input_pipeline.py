@@ -1,4 +1,4 @@
-"""From photos to batches: which, in what order, and what becomes of bad ones."""
+"""From photos to batches: which, in what order, and what of bad ones."""
 
 from collections.abc import Sequence
 import io
@@ -141,6 +141,11 @@ def test_a_sample_is_stable_and_keeps_the_order():
   places = [whole.ids.index(name) for name in sampled.ids]
   assert places == sorted(places)
   assert (sampled.labels == whole.labels[places]).all()
+
+
+def test_a_sample_is_the_same_on_every_machine():
+  assert list(input_pipeline.sample(two_classes(20), 0.2).ids) == [
+      '0.png', '4.png', '5.png', '9.png']
 
 
 def test_a_sample_depends_on_the_names_and_not_on_their_order():

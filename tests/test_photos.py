@@ -5,7 +5,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 import pytest
 
 from catsdogs.photos import BadPhoto, decode
@@ -279,15 +279,6 @@ def test_a_huge_header_is_refused_for_its_pixels(width, height):
     decode(png(width, height, 8, 2), 32)
 
 
-def test_a_bomb_of_text_beside_the_pixels_does_not_explode():
-  text = PngImagePlugin.PngInfo()
-  text.add_text('comment', 'a' * 2**26, zip=True)
-  try:
-    assert decode(encoded(plain(RED), 'PNG', pnginfo=text), 20).shape
-  except BadPhoto as error:
-    assert str(error)
-
-
 # Scaling.
 
 
@@ -330,7 +321,6 @@ def test_a_very_long_picture_shows_its_middle(size):
   """Scaled as a whole, it would take gigabytes."""
   width, height = size
   image = plain(RED, size=size)
-  image.paste(GREEN, (max(0, width // 2 - 15), max(0, height // 2 - 15),
-                      min(width, width // 2 + 15),
-                      min(height, height // 2 + 15)))
+  image.paste(GREEN, (width // 2 - 15, height // 2 - 15,
+                      width // 2 + 15, height // 2 + 15))
   assert_near(decode(encoded(image, 'PNG'), 224), GREEN, 0)

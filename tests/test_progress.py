@@ -42,7 +42,8 @@ def test_the_epochs_cover_all_steps_without_a_gap(count, batch_size, epochs):
       assert table.epoch_at(inside) == epoch
     step = epoch.last_step
   assert step == table.total_steps
-  assert number in (math.ceil(epochs - 1e-6), math.ceil(epochs))
+  # An end is rounded up, and may be that of the run already.
+  assert epochs - 1 - 1e-6 <= number <= math.ceil(epochs)
 
 
 @settings(deadline=None)

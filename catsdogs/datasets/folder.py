@@ -198,7 +198,8 @@ def _check_same_classes(root: pathlib.Path, train_dir: str, train: _Classes,
           f'{root / other_side} lacks; both need the same classes')
 
 
-def _split(root: pathlib.Path, names: Sequence[str], classes: _Classes) -> Split:
+def _split(root: pathlib.Path, names: Sequence[str],
+           classes: _Classes) -> Split:
   paths = [path for name in names for path in classes[name]]
   labels = np.repeat(np.arange(len(names), dtype=np.int32),
                      [len(classes[name]) for name in names])
