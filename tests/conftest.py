@@ -1,11 +1,29 @@
 """Fixtures that several files of tests share."""
 
 from collections.abc import Callable
+import os
 import pathlib
+import shutil
+import tempfile
 
 import numpy as np
 from PIL import Image
 import pytest
+
+_COMPILED = 'JAX_COMPILATION_CACHE_DIR'
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  """What one process of the tests compiles, the others need not."""
+  if _COMPILED not in os.environ:
+    config.compiled = os.environ[_COMPILED] = tempfile.mkdtemp()
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+  """Removes it where this is the process that made it."""
+  if hasattr(config, 'compiled'):
+    shutil.rmtree(config.compiled, ignore_errors=True)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from typing import Any, Sequence
 
 import numpy as np
 
+from catsdogs.console import say
 from catsdogs.datasets import Source, Split
 from catsdogs.errors import UserError
 
@@ -63,8 +64,7 @@ def _prepared(tfds, name: str):
     raise UserError(f'data.source: TFDS knows no set {name!r}; its names are '
                     'in tfds.list_builders()') from e
   if not builder.is_prepared():
-    print(f'Downloading and preparing {name} in {builder.data_dir}.',
-          flush=True)
+    say(f'Downloading and preparing {name} in {builder.data_dir}.')
     try:
       builder = tfds.builder(name, file_format='array_record')
       builder.download_and_prepare()
