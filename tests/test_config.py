@@ -168,8 +168,9 @@ SCALARS = st.one_of(
     st.text(max_size=8), st.binary(max_size=4), st.dates(),
     st.integers(300, 5000).map(lambda digits: 10**digits),
     st.sampled_from(['auto', 'folder:x', 'a{9999999999}',
-                     '(' * 2000 + ')' * 2000, np.float32(1), np.arange(3), np.array(['auto']), object(),
-                     np.float64('nan'), np.bool_(True)]))
+                     '(' * 2000 + ')' * 2000, np.float32(1), np.arange(3),
+                     np.array(['auto']), object(), np.float64('nan'),
+                     np.bool_(True)]))
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner)
