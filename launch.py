@@ -7,6 +7,7 @@ import time
 
 _STARTED = time.monotonic()  # Before the imports, which take seconds.
 
+import errno
 import os
 import pathlib
 import signal
@@ -41,13 +42,21 @@ _IMAGES = flags.DEFINE_string(
 def main(_) -> None:
   logging.set_verbosity(logging.ERROR)  # Orbax tells every file it touches.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+  workdir = _WORKDIR.value
   try:
-    _run(_workdir())
+    workdir = _workdir()
+    _run(workdir)
   except UserError as e:
     _refuse(e)
   except interruption.Interrupted as e:
     print(f'{e}: the run is saved; the same command goes on.', file=sys.stderr)
     sys.exit(e.exit_status)
+  except OSError as e:
+    if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC,
+                       errno.EDQUOT):
+      raise
+    _refuse(f'{e.filename or workdir}: {e.strerror}; make room or choose '
+            'another --workdir')
   except KeyboardInterrupt:
     sys.exit(128 + signal.SIGINT)
 

@@ -12,8 +12,6 @@ import ml_collections
 from catsdogs.errors import UserError
 from catsdogs.models import ARCHITECTURES
 
-MODES = ('train', 'evaluate', 'predict')
-
 
 def _number(satisfies: Callable[[float], bool] = lambda v: v >= 0):
   """Any finite number, which a bool is not, that satisfies a condition."""

@@ -1,5 +1,6 @@
 """What a run says on the terminal; only process 0 speaks."""
 
+import shutil
 import sys
 import time
 
@@ -46,9 +47,11 @@ class EpochProgress:
     self._started = (time.monotonic(), step)
     self._bar = None
     if jax.process_index() == 0 and sys.stdout.isatty():
+      size = shutil.get_terminal_size()  # 80 x 24 where a terminal hides it.
       self._bar = tqdm.tqdm(
           desc=self._title, total=last_step - first_step,
           initial=step - first_step, unit='step', file=sys.stdout,
+          ncols=size.columns, nrows=size.lines,
           bar_format='{desc} {bar} {n_fmt}/{total_fmt}{postfix} '
                      '[{elapsed}<{remaining}]')
 

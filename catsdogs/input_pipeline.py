@@ -21,7 +21,7 @@ import numpy as np
 from catsdogs.datasets import Source, Split, stable_hash
 from catsdogs.datasets.folder import open_folder
 from catsdogs.errors import UserError
-from catsdogs.photos import BadPhoto, decode
+from catsdogs.photos import decode_or_reason
 
 # Above this share of files that cannot be decoded, something else is wrong.
 MAX_SKIPPED_SHARE = 0.1
@@ -96,13 +96,13 @@ class Photos:
     """A decoded photo; black, and False, if its file is damaged by now."""
     if index < len(self.decoded):
       return self.decoded[index], True
-    try:
-      return decode(self.split.read(index), self.size), True
-    except (BadPhoto, OSError) as e:
-      note = (self.split.ids[index], f'{e} (it was good at the start)')
+    image, reason = decode_or_reason(lambda: self.split.read(index),
+                                     self.size)
+    if reason:
+      note = (self.split.ids[index], f'{reason} (it was good at the start)')
       if note not in self.skipped:
         self.skipped.append(note)
-      return np.zeros((self.size, self.size, 3), np.uint8), False
+    return image, not reason
 
 
 def read_photos(split: Split, size: int, cache_bytes: float) -> Photos:
@@ -116,13 +116,16 @@ def read_photos(split: Split, size: int, cache_bytes: float) -> Photos:
   tf = import_tensorflow()
 
   def read(index):
-    try:
+    digest = ''
+
+    def read_and_hash():
+      nonlocal digest
       encoded = split.read(int(index))
       digest = hashlib.blake2b(encoded, digest_size=16).hexdigest()
-      return decode(encoded, size), digest, ''
-    except (BadPhoto, OSError) as e:
-      reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
-      return np.zeros((size, size, 3), np.uint8), '', reason or 'unreadable'
+      return encoded
+
+    image, reason = decode_or_reason(read_and_hash, size)
+    return image, digest, reason
 
   photos = tf.data.Dataset.range(len(split)).map(
       lambda i: tf.numpy_function(read, [i], [tf.uint8, tf.string, tf.string]),

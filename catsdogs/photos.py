@@ -7,6 +7,7 @@ transforms do, which the pretrained weights were evaluated with.
 """
 
 import io
+from typing import Callable
 import warnings
 
 import numpy as np
@@ -57,6 +58,26 @@ def decode(encoded: bytes, size_px: int) -> UInt8[np.ndarray, 'size size 3']:
   except Exception as e:  # Pillow's plugins raise anything on damaged files.
     reason = ' '.join(str(e).split()) or type(e).__name__
     raise BadPhoto(reason) from e
+
+
+def decode_or_reason(read: Callable[[], bytes], size_px: int
+                     ) -> tuple[UInt8[np.ndarray, 'size size 3'], str]:
+  """As `decode`, but of a bad file a black picture and the reason.
+
+  Args:
+    read: gives the encoded photo; may raise OSError.
+    size_px: height and width of the result.
+
+  Returns:
+    The picture, and an empty string where it is a good one.
+  """
+  try:
+    return decode(read(), size_px), ''
+  except BadPhoto as e:
+    reason = str(e)
+  except OSError as e:
+    reason = e.strerror or str(e)
+  return np.zeros((size_px, size_px, 3), np.uint8), reason or 'unreadable'
 
 
 def _decode(encoded: bytes, size_px: int) -> Image.Image:

@@ -18,7 +18,7 @@ from catsdogs.console import printable, say
 from catsdogs.datasets.folder import files_below, read_file
 from catsdogs.errors import UserError
 from catsdogs.evaluate import create_eval_step, create_mesh
-from catsdogs.photos import BadPhoto, decode
+from catsdogs.photos import decode_or_reason
 from catsdogs.restore import Restored
 
 BATCH_SIZE = 32
@@ -72,8 +72,8 @@ def _matches(pattern: str) -> list[str]:
             for name in files_below(pathlib.Path(path))]
   if os.path.exists(path):  # A file's name may hold a bracket itself.
     return [path]
-  return sorted(name for name in glob.glob(path, recursive=True)
-                if os.path.isfile(name))
+  return [file for name in sorted(glob.glob(path, recursive=True))
+          if os.path.exists(name) for file in _matches(name)]
 
 
 def predict(restored: Restored, files: list[str]) -> Iterator[Prediction]:
@@ -91,12 +91,9 @@ def predict(restored: Restored, files: list[str]) -> Iterator[Prediction]:
   size = restored.preprocessing.decoded_size
 
   def load(file):
-    try:
-      return decode(read_file(pathlib.Path(file)), size), ''
-    except (BadPhoto, OSError) as e:
-      reason = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
-      return np.zeros((size, size, 3), np.uint8), reason or 'unreadable'
+    return decode_or_reason(lambda: read_file(pathlib.Path(file)), size)
 
+  shown = 0
   with futures.ThreadPoolExecutor() as pool:
     for start in range(0, len(files), batch_size):
       part = files[start:start + batch_size]
@@ -107,10 +104,13 @@ def predict(restored: Restored, files: list[str]) -> Iterator[Prediction]:
                'mask': np.ones(batch_size, np.float32)}
       batch = jax.device_put(batch, NamedSharding(mesh, P('data')))
       outputs = np.asarray(eval_step(variables, batch)['probabilities'])
-      for i, (file, photo, error) in enumerate(zip(part, photos, errors)):
-        shown = start + i < MAX_SHEET_PHOTOS
-        yield Prediction(file, None if error else outputs[i], error,
-                         photo if shown and not error else None)
+      for file, photo, error, output in zip(part, photos, errors, outputs):
+        if error:
+          yield Prediction(file, None, error)
+          continue
+        shown += 1
+        yield Prediction(file, output, '',
+                         photo if shown <= MAX_SHEET_PHOTOS else None)
 
 
 def predict_files(restored: Restored, images: str,

@@ -33,6 +33,10 @@ from catsdogs.workdir import CONFIG_FILE
 
 Metrics = dict[str, Array]
 
+_DIVERGED = ('lower config.optim.learning_rate or set config.optim.'
+             'grad_clip_norm, and begin anew with --restart. Earlier '
+             'checkpoints are whole')
+
 
 def create_train_step(config: ml_collections.ConfigDict, model: ResNet,
                       optimizer: optax.GradientTransformation,
@@ -311,9 +315,7 @@ class Loop:
         self._pending.clear()
         raise UserError(
             f'step {step}: the loss is {loss}, its gradient\'s norm '
-            f'{metrics["grad_norm"]}; lower config.optim.learning_rate or set '
-            'config.optim.grad_clip_norm, and begin anew with --restart. '
-            'Earlier checkpoints are whole')
+            f'{metrics["grad_norm"]}; {_DIVERGED}')
       self._totals.add(metrics)
       self.epoch_totals.add(metrics)
     self._pending.clear()
@@ -334,12 +336,15 @@ class Loop:
     if self._step in self.log.evaluations():
       return
     evaluation = self._evaluate(self._state.eval_variables())
+    if not math.isfinite(evaluation.loss):
+      raise UserError(f'step {self._step}: the validation loss is '
+                      f'{evaluation.loss}; {_DIVERGED}')
     epochs = self._timetable.epochs(self._step)
     self.log.append(self._step, epochs, eval_loss=evaluation.loss,
                     eval_accuracy=evaluation.accuracy)
     if self.log.best_step() == self._step:
       self._best = self._step, evaluation
-    when = f'After {epochs:g} epochs' if self._step else 'Before training'
+    when = f'After {epochs:.3g} epochs' if self._step else 'Before training'
     say(f'{when}: val_loss {evaluation.loss:.4f}, val_accuracy '
         f'{describe(evaluation.accuracy, evaluation.count)}')
     self._clock.start_lap()
