@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import ml_collections
+import numpy as np
 
 # torchvision's BatchNorm: epsilon 1e-5, and a momentum of 0.1 for the new
 # value, which is 0.9 for the old one in Flax's terms.
@@ -20,6 +21,9 @@ BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9
 # He et al. 2015 (arXiv:1502.01852), by what goes out, as torchvision does.
 KERNEL_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+# The shapes of the parameters do not depend on the size of the pictures.
+_ANY_PICTURES = np.zeros((1, 32, 32, 3), np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,10 +234,13 @@ def create_model(config: ml_collections.ConfigDict,
 
 def init_variables(model: ResNet, seed: int) -> dict[str, Any]:
   """Random `params` and fresh `batch_stats`, in one compiled call."""
-  # The parameters' shapes do not depend on the picture's size.
-  pictures = jnp.zeros((1, 32, 32, 3))
   # It runs once: code that is worse, but compiles in a fifth of the time.
   options = {'xla_backend_optimization_level': 0}
   on_cpu = jax.default_backend() == 'cpu'
   init = jax.jit(model.init, compiler_options=options if on_cpu else None)
-  return init(jax.random.key(seed), pictures)
+  return init(jax.random.key(seed), _ANY_PICTURES)
+
+
+def variable_shapes(model: ResNet) -> dict[str, Any]:
+  """What `init_variables` gives, as `jax.ShapeDtypeStruct`s."""
+  return jax.eval_shape(model.init, jax.random.key(0), _ANY_PICTURES)

@@ -39,14 +39,9 @@ def in_full_float32():
     yield
 
 
-def shapes_of(model: models.ResNet) -> dict[str, Any]:
-  return jax.eval_shape(
-      model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-
-
 def random_variables(model: models.ResNet) -> dict[str, Any]:
   """`peers.random_weights`, brought into our names by our own table."""
-  flat = traverse_util.flatten_dict(shapes_of(model), sep='/')
+  flat = traverse_util.flatten_dict(models.variable_shapes(model), sep='/')
   names = {path: torchvision_names.torchvision_name(path) for path in flat}
   weights = peers.random_weights(
       {names[path]: torchvision_names.torchvision_shape(array.shape)
@@ -114,7 +109,7 @@ def test_parameters_are_as_many_as_published():
   counted = {}
   for name in models.ARCHITECTURES:
     model = models.create_model(peers.model_config(name), 1000)
-    params = jax.tree.leaves(shapes_of(model)['params'])
+    params = jax.tree.leaves(models.variable_shapes(model)['params'])
     counted[name] = sum(x.size for x in params)
   assert counted == PARAMETERS
 
@@ -183,9 +178,13 @@ def test_bfloat16_gives_float32_logits_near_those_of_float32(small_variables):
 
 def test_initial_variables_are_float32_and_the_new_head_is_impartial():
   model = small_model(dtype='bfloat16')
-  init = lambda: models.init_variables(model, seed=1)
-  shapes = jax.eval_shape(init)
-  assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype('float32')}
-  # The compiler leaves out what is not asked for, and so most of its time.
-  head = jax.jit(lambda: init()['params']['head'])()
+  variables = models.init_variables(model, seed=1)
+  assert {x.dtype for x in jax.tree.leaves(variables)} == {
+      jnp.dtype('float32')}
+  assert jax.tree.map(jnp.shape, variables) == jax.tree.map(
+      jnp.shape, models.variable_shapes(model))
+  head = variables['params']['head']
   assert not head['kernel'].any() and not head['bias'].any()
+  kernel = variables['params']['stage1']['block1']['conv1']['conv']['kernel']
+  fan_out = 9 * kernel.shape[-1]
+  assert float(kernel.std()) == pytest.approx((2 / fan_out)**0.5, rel=0.1)

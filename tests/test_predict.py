@@ -25,8 +25,7 @@ def restored() -> Restored:
   architecture = dataclasses.replace(models.ARCHITECTURES['resnet18'],
                                      width=0.125)
   model = models.ResNet(architecture, len(NAMES))
-  shapes = jax.eval_shape(model.init, jax.random.key(0),
-                          jnp.zeros((1, 32, 32, 3)))
+  shapes = models.variable_shapes(model)
   random = np.random.default_rng(0)
 
   def weights(path, shape):

@@ -11,7 +11,6 @@ import zipfile
 
 from flax import traverse_util
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import peers
@@ -107,8 +106,7 @@ def zip_of(path: Path, content: Any) -> Path:
 def small_shapes(name: str = 'resnet18', classes: int = CLASSES,
                  width: float = 0.125) -> dict[str, Any]:
   model = models.create_model(peers.model_config(name, width), classes)
-  return jax.eval_shape(
-      model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  return models.variable_shapes(model)
 
 
 def weights_like(variables: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import ml_collections
 
 from catsdogs.checkpoint import choose_step, restore_variables
 from catsdogs.errors import UserError
-from catsdogs.models import ResNet, init_variables
+from catsdogs.models import ResNet, init_variables, variable_shapes
 from catsdogs.pretrained.load import fit, load_weights
 
 
@@ -33,7 +33,7 @@ def initial_variables(config: ml_collections.ConfigDict, model: ResNet
     return init_variables(model, config.seed), 'Random weights.'
   path = pathlib.Path(weights).expanduser()
   # Nothing is drawn at random: a new head starts from zero.
-  shapes = jax.eval_shape(lambda: init_variables(model, config.seed))
+  shapes = variable_shapes(model)
   if path.is_dir():
     step = choose_step(path, 'best')
     tensors, _ = restore_variables(path, step)
