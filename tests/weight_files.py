@@ -1,0 +1,142 @@
+"""Files of weights as others write them, for the tests, made without torch."""
+
+import pathlib
+import pickle
+import struct
+from typing import Any, Callable
+import zipfile
+
+from flax import traverse_util
+import numpy as np
+import peers
+import pytest
+from safetensors import numpy as safetensors
+
+from catsdogs import models
+from catsdogs.errors import UserError
+from catsdogs.pretrained import torchvision_names
+
+CLASSES = 5
+
+Path = pathlib.Path
+
+
+# Files, made without torch.
+
+class Opcodes(bytes):
+  """A piece of a pickle, put into one as it is."""
+
+
+def opcodes(value: Any) -> bytes:
+  """Opcodes of protocol 2 that push a value, as `torch.save` writes them."""
+  if isinstance(value, Opcodes):
+    return value
+  if isinstance(value, str):
+    text = value.encode()
+    return b'X' + struct.pack('<I', len(text)) + text
+  if isinstance(value, (tuple, list)):
+    return b'(' + b''.join(map(opcodes, value)) + (
+        b't' if isinstance(value, tuple) else b'l')
+  if isinstance(value, dict):
+    return b'}(' + b''.join(
+        opcodes(x) for item in value.items() for x in item) + b'u'
+  return pickle.dumps(value, protocol=2)[2:-1]
+
+
+def call(function: str, *arguments: Any) -> Opcodes:
+  module, _, name = function.rpartition('.')
+  return Opcodes(f'c{module}\n{name}\n'.encode() + opcodes(arguments) + b'R')
+
+
+def tensor(numel: Any = 4, offset: Any = 0, shape: Any = (4,),
+           strides: Any = (1,), key: Any = '0',
+           storage: str = 'torch\nFloatStorage') -> Opcodes:
+  identity = ('storage', Opcodes(f'c{storage}\n'.encode()), key, 'cpu', numel)
+  return call('torch._utils._rebuild_tensor_v2',
+              Opcodes(opcodes(identity) + b'Q'), offset, shape, strides, False,
+              call('collections.OrderedDict'))
+
+
+def write_zip(path: Path, content: Any, storages: dict[str, bytes] = {},
+              byteorder: bytes = b'little',
+              compression: int = zipfile.ZIP_STORED) -> Path:
+  """A torch file of today around a pickle."""
+  with zipfile.ZipFile(path, 'w', compression) as archive:
+    archive.writestr('x/data.pkl', b'\x80\x02' + opcodes(content) + b'.')
+    archive.writestr('x/byteorder', byteorder)
+    for key, data in storages.items():
+      archive.writestr(f'x/data/{key}', data)
+  return path
+
+
+def write_legacy(path: Path, content: Any, storages: dict[str, np.ndarray] = {},
+                 little_endian: bool = True) -> Path:
+  """A torch file from before 1.6."""
+  system = {'protocol_version': 1001, 'little_endian': little_endian,
+            'type_sizes': {'short': 2, 'int': 4, 'long': 4}}
+  with open(path, 'wb') as file:
+    for value in (0x1950a86a20f9469cfc6c, 1001, system, content,
+                  list(storages)):
+      # The mark of a list precedes what is appended to it.
+      body = (b'](' + b''.join(map(opcodes, value)) + b'e'
+              if isinstance(value, list) else opcodes(value))
+      file.write(b'\x80\x02' + body + b'.')
+    for array in storages.values():
+      file.write(struct.pack('<q', array.size) + array.tobytes())
+  return path
+
+
+FOUR = np.arange(4, dtype=np.float32)
+
+
+def zip_of(path: Path, content: Any) -> Path:
+  return write_zip(path, content, {'0': FOUR.tobytes()})
+
+
+# A small model, and weights for it.
+
+def small_shapes(name: str = 'resnet18', classes: int = CLASSES,
+                 width: float = 0.125) -> dict[str, Any]:
+  model = models.create_model(peers.model_config(name, width), classes)
+  return models.variable_shapes(model)
+
+
+def weights_like(variables: dict[str, Any]) -> dict[str, np.ndarray]:
+  """Random weights in torchvision's names."""
+  flat = traverse_util.flatten_dict(variables, sep='/')
+  return peers.random_weights(
+      {torchvision_names.torchvision_name(path):
+       torchvision_names.torchvision_shape(array.shape)
+       for path, array in flat.items()}, seed=1)
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> Path:
+  safetensors.save_file(
+      {name: np.ascontiguousarray(x) for name, x in tensors.items()}, path)
+  return path
+
+
+def write_weights_zip(path: Path, weights: dict[str, np.ndarray]) -> Path:
+  content = {name: tensor(x.size, 0, x.shape, contiguous_strides(x), name)
+             for name, x in weights.items()}
+  return write_zip(path, content, {
+      name: x.tobytes() for name, x in weights.items()})
+
+
+def write_weights_legacy(path: Path, weights: dict[str, np.ndarray]) -> Path:
+  content = {name: tensor(x.size, 0, x.shape, contiguous_strides(x), name)
+             for name, x in weights.items()}
+  return write_legacy(path, content, weights)
+
+
+def contiguous_strides(x: np.ndarray) -> tuple[int, ...]:
+  return tuple(stride // x.itemsize for stride in x.strides)
+
+
+def refusal(function: Callable, *arguments: Any) -> str:
+  """The message of the UserError that the call must end with: one line."""
+  with pytest.raises(UserError) as caught:
+    function(*arguments)
+  message = str(caught.value)
+  assert '\n' not in message and len(message) < 1500
+  return message
