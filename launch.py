@@ -12,6 +12,7 @@ import os
 import pathlib
 import signal
 import sys
+import traceback
 
 # TensorFlow, which only feeds data, is to keep quiet; read when it loads.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -41,7 +42,8 @@ _IMAGES = flags.DEFINE_string(
 
 def main(_) -> None:
   logging.set_verbosity(logging.ERROR)  # Orbax tells every file it touches.
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+  for signum in (signal.SIGTERM, signal.SIGINT):  # Until a run takes over.
+    signal.signal(signum, lambda signum, _: _leave(128 + signum))
   workdir = _WORKDIR.value
   try:
     workdir = _workdir()
@@ -49,16 +51,20 @@ def main(_) -> None:
   except UserError as e:
     _refuse(e)
   except interruption.Interrupted as e:
-    print(f'{e}: the run is saved; the same command goes on.', file=sys.stderr)
-    sys.exit(e.exit_status)
+    print(f'{e}: stopped; the same command goes on.', file=sys.stderr)
+    _leave(e.exit_status)
   except OSError as e:
     if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC,
                        errno.EDQUOT):
-      raise
+      traceback.print_exc()
+      _leave(1)
     _refuse(f'{e.filename or workdir}: {e.strerror}; make room or choose '
             'another --workdir')
+  except Exception:
+    traceback.print_exc()
+    _leave(1)
   except KeyboardInterrupt:
-    sys.exit(128 + signal.SIGINT)
+    _leave(128 + signal.SIGINT)
 
 
 def _run(workdir: pathlib.Path) -> None:
@@ -93,7 +99,9 @@ def _train(workdir: pathlib.Path, cache: pathlib.Path) -> None:
   if finished is None:
     if notice:
       console.box(notice)
-    finished = train_and_evaluate(config, workdir, cache, Clock(_STARTED))
+    with interruption.Interruption() as signals:
+      finished = train_and_evaluate(config, workdir, cache, Clock(_STARTED),
+                                    signals.check)
   results.tell(finished, workdir)
 
 
@@ -122,8 +130,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if _CONFIG.value is not None:
       _CONFIG.value.keys()  # A file that failed to load says so only now.
   except AttributeError as e:
-    _refuse(f'--config: there is no field {str(e).strip(chr(34))}; '
-            'configs/finetune.py has them all')
+    _refuse(f'--config: there is no field {e.args[0]}; configs/finetune.py '
+            'has them all')
+  except OSError:
+    given = [a for a in argv if a.startswith('--config')]
+    _refuse(f'{given[0]} cannot be loaded; check the path')
   except Exception as e:  # Also whatever a person's own config file raises.
     _refuse(f'{e}')
   if arguments[1:]:
@@ -134,7 +145,17 @@ def _parse_flags(argv: list[str]) -> list[str]:
 def _refuse(problem: object) -> None:
   """Ends the process: the person's input was wrong."""
   print('Error:', ' '.join(str(problem).split()), file=sys.stderr)
-  sys.exit(2)
+  _leave(2)
+
+
+def _leave(status: int) -> None:
+  """Ends the process as it is.
+
+  An orderly end would wait for tf.data's threads, which may wait for us.
+  """
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ names, preprocessing, the resolved config, a fingerprint of the data.
 
 import json
 import pathlib
+import time
 from typing import Any, Callable
 
 from etils import epath
@@ -76,19 +77,31 @@ class Checkpoints:
     """
     target = jax.tree.map(ocp.tree.to_shape_dtype_struct, like)
     steps = sorted(self._manager.all_steps(), reverse=True)
+    damaged = []
     for step in steps:
       try:
         restored = self._manager.restore(step, args=ocp.args.Composite(
             state=ocp.args.StandardRestore(target),
             meta=ocp.args.JsonRestore()))
+        self._set_aside(damaged)
         return restored.state, restored.meta
       except Exception as e:  # Orbax raises what its many layers raise.
         say(f'Checkpoint {self._directory / str(step)} is damaged and passed '
             f'over: {_one_line(e)}')
+        damaged.append(step)
     if steps:
       raise UserError(f'no checkpoint in {self._directory} can be read; begin '
                       'the run anew with --restart')
     return None
+
+  def _set_aside(self, steps: list[int]) -> None:
+    """Moves damaged checkpoints away, so that their steps are saved anew."""
+    for step in steps:
+      aside = self._directory.with_name('damaged_checkpoints')
+      aside.mkdir(exist_ok=True)
+      (self._directory / str(step)).rename(aside / f'{step}-{time.time_ns()}')
+    if steps:
+      self._manager.reload()
 
   def wait(self) -> None:
     """Returns when what was saved lies on the disk."""

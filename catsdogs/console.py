@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import textwrap
 import time
 
 import jax
@@ -23,9 +24,10 @@ def printable(name: str) -> str:
 
 
 def box(message: str) -> None:
-  """Prints a line that must not be missed."""
-  edge = '+' + '-' * (len(message) + 2) + '+'
-  say(f'{edge}\n| {message} |\n{edge}')
+  """Prints, in a frame of 80 columns, what must not be missed."""
+  edge = '+' + '-' * 78 + '+'
+  lines = [f'| {line:76} |' for line in textwrap.wrap(message, 76)]
+  say('\n'.join([edge, *lines, edge]))
 
 
 class EpochProgress:

@@ -189,6 +189,9 @@ def evaluate(eval_step: Callable[[Any, Batch], dict[str, Array]],
   outputs = {key: np.concatenate([o[key] for o in outputs])
              for key in outputs[0]}
   seen = np.flatnonzero(outputs['mask'] > 0)
+  if not len(seen):
+    raise UserError(f'none of {len(photos)} photos can be read any more, such '
+                    f'as {photos.split.ids[0]!a}; put them back')
   indices = np.concatenate([eval_indices(len(photos), step, batch_size)
                             for step in range(-(-len(photos) // batch_size))])
   split = photos.split.select(indices[seen])

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import pathlib
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import jax
 from jaxtyping import Int, UInt8
@@ -105,13 +105,15 @@ class Photos:
     return image, not reason
 
 
-def read_photos(split: Split, size: int, cache_bytes: float) -> Photos:
+def read_photos(split: Split, size: int, cache_bytes: float,
+                check: Callable[[], None] = lambda: None) -> Photos:
   """Decodes every photo once: keeps what fits, leaves out what is damaged.
 
   Args:
     split: the photos.
     size: height and width in pixels to decode them to.
     cache_bytes: host memory for decoded photos.
+    check: called between the photos; what it raises ends the reading.
   """
   tf = import_tensorflow()
 
@@ -134,6 +136,7 @@ def read_photos(split: Split, size: int, cache_bytes: float) -> Photos:
   decoded = np.empty((room, size, size, 3), np.uint8)
   good, skipped, digests = [], [], hashlib.blake2b(digest_size=16)
   for i, (image, digest, reason) in enumerate(photos.as_numpy_iterator()):
+    check()
     if reason:
       skipped.append((split.ids[i], reason.decode('utf-8', 'replace')))
       continue
@@ -167,13 +170,15 @@ class Data:
 
 
 def prepare_data(config: ml_collections.ConfigDict, size: int,
-                 cache: pathlib.Path) -> Data:
+                 cache: pathlib.Path,
+                 check: Callable[[], None] = lambda: None) -> Data:
   """Opens, samples and decodes both splits.
 
   Args:
     config: the config's `data` part, resolved.
     size: height and width in pixels to decode to.
     cache: the folder for what is made once and used again.
+    check: called between the photos; what it raises ends the reading.
 
   Raises:
     UserError: the data cannot be used, or too much of it is damaged.
@@ -181,9 +186,9 @@ def prepare_data(config: ml_collections.ConfigDict, size: int,
   source = open_source(config, cache)
   cache_bytes = config.cache_gib * 2**30
   train = read_photos(sample(source.train, config.sample_fraction), size,
-                      cache_bytes)
+                      cache_bytes, check)
   val = read_photos(sample(source.val, config.sample_fraction), size,
-                    cache_bytes - train.decoded.nbytes)
+                    cache_bytes - train.decoded.nbytes, check)
   check_photos(source, train, val)
   return Data(source, train, val)
 

@@ -27,9 +27,11 @@ class Interruption:
       self._before[signum] = signal.signal(signum, self._remember)
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, kind, *_) -> None:
     for signum, handler in self._before.items():
       signal.signal(signum, handler)
+    if kind is not None and not issubclass(kind, Interrupted):
+      self.check()  # A signal to all processes may have broken one of ours.
 
   def _remember(self, signum: int, frame) -> None:
     del frame

@@ -53,7 +53,7 @@ def restore_checkpoint(workdir: pathlib.Path,
   model = create_model(config.model, len(class_names))
   name = f'checkpoint {step}'
   if which == 'pretrained':
-    variables, name = initial_variables(config, model)
+    variables, name = initial_variables(config, model, class_names)
   return Restored(model, variables, class_names,
                   Preprocessing.from_dict(meta['preprocessing']), name,
                   meta['data_fingerprint'])

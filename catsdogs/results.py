@@ -23,7 +23,7 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint',
 
 
 def introduce(data: Data, workdir: pathlib.Path) -> None:
-  """Says what was found, and writes `skipped_files.csv`."""
+  """Says what was found and what was left out."""
   for notice in data.source.notices:
     say(f'Note: {notice}.')
   for photos, name in ((data.train, 'training'), (data.val, 'validation')):
@@ -31,6 +31,11 @@ def introduce(data: Data, workdir: pathlib.Path) -> None:
     classes = ', '.join(f'{c} {n}' for c, n in zip(data.class_names, counts))
     say(f'Found {len(photos)} {name} images belonging to '
         f'{len(data.class_names)} classes ({classes}).')
+  tell_left_out(data, workdir)
+
+
+def tell_left_out(data: Data, workdir: pathlib.Path) -> None:
+  """Says how many files cannot be used; `skipped_files.csv` names them."""
   file = workdir / 'skipped_files.csv'
   if data.skipped:
     say(f'Left out {len(data.skipped)} files that cannot be decoded; '
@@ -138,6 +143,6 @@ def read_finished(workdir: pathlib.Path) -> dict[str, Any] | None:
 def tell(results: dict[str, Any], workdir: pathlib.Path) -> None:
   """Says the closing line of a finished run."""
   accuracy = describe(results['val_accuracy'], results['val_count'])
-  say(f'Finished in {results["seconds_total"]:.0f} s: val_loss '
-      f'{results["val_loss"]:.4f}, val_accuracy {accuracy}. '
-      f'Everything is in {workdir}.')
+  say(f'Finished in {results["seconds_total"]:.0f} s, on '
+      f'{results["data"]["source"]}: val_loss {results["val_loss"]:.4f}, '
+      f'val_accuracy {accuracy}. Everything is in {workdir}.')

@@ -18,9 +18,9 @@ from catsdogs.console import EpochProgress, say
 from catsdogs.errors import UserError
 from catsdogs.evaluate import (Evaluation, create_eval_step, create_mesh,
                                describe, evaluate)
-from catsdogs.input_pipeline import (Batch, Data, create_train_iter,
-                                     prepare_data)
-from catsdogs.interruption import Interrupted, Interruption
+from catsdogs.input_pipeline import (Batch, Data, check_photos,
+                                     create_train_iter, prepare_data)
+from catsdogs.interruption import Interrupted
 from catsdogs.metric_log import MetricLog
 from catsdogs.models import ResNet, create_model
 from catsdogs.optimizer import (create_learning_rate_fn, create_optimizer,
@@ -131,7 +131,8 @@ def _average(state: TrainState, trainable: Any, decay: float) -> TrainState:
 
 def train_and_evaluate(config: ml_collections.ConfigDict,
                        workdir: pathlib.Path, cache: pathlib.Path,
-                       clock: Clock) -> dict[str, Any]:
+                       clock: Clock, check: Callable[[], None]
+                       ) -> dict[str, Any]:
   """Trains from wherever the workdir left off, to the end.
 
   Args:
@@ -139,6 +140,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
     workdir: of the run.
     cache: the folder for what is made once and used again.
     clock: of this process.
+    check: raises where a signal asks the run to end.
 
   Returns:
     What `results.json` holds.
@@ -146,16 +148,16 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
   Raises:
     UserError: the data, the weights or the checkpoints cannot be used, or the
       loss is no longer finite.
-    Interrupted: a signal came; what was reached is saved.
+    Interrupted: a signal came; what was learnt is saved.
   """
   mesh = create_mesh()
   config_lib.check_devices(config, mesh.size)
   preprocessing = Preprocessing(config.data.image_size)
-  data = prepare_data(config.data, preprocessing.decoded_size, cache)
+  data = prepare_data(config.data, preprocessing.decoded_size, cache, check)
   results.introduce(data, workdir)
 
   model = create_model(config.model, len(data.class_names))
-  variables, origin = initial_variables(config, model)
+  variables, origin = initial_variables(config, model, data.class_names)
   timetable = Timetable.of(config.train, len(data.train))
   learning_rate_fn = create_learning_rate_fn(
       config.optim, timetable.steps_per_epoch, timetable.total_steps)
@@ -171,20 +173,22 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
                                  preprocessing, mesh)
   eval_step = create_eval_step(model, preprocessing, mesh)
   config_lib.save(config, workdir / CONFIG_FILE)
-  with Interruption() as interruption:
-    loop = Loop(config, workdir, mesh, data, preprocessing, timetable, clock,
-                state, train_step, eval_step, interruption.check)
-    try:
-      loop.run()
-      evaluation = loop.best_evaluation()
-    except Interrupted:
-      loop.save()
-      raise
-    finally:
-      loop.close()
-  return results.write(workdir, 'finished', config, data, parameters,
-                       loop.log, evaluation, loop.epoch_totals, timetable,
-                       clock)
+
+  def write_results(status: str, loop: Loop,
+                    best: Evaluation | None) -> dict[str, Any]:
+    return results.write(workdir, status, config, data, parameters, loop.log,
+                         best, loop.epoch_totals, timetable, clock)
+
+  loop = Loop(config, workdir, mesh, data, preprocessing, timetable, clock,
+              state, train_step, eval_step, check, write_results)
+  try:
+    loop.run()
+    return write_results('finished', loop, loop.best_evaluation())
+  except Interrupted:
+    loop.save()
+    raise
+  finally:
+    loop.close()
 
 
 class Loop:
@@ -198,7 +202,7 @@ class Loop:
                mesh: Mesh, data: Data, preprocessing: Preprocessing,
                timetable: Timetable, clock: Clock, state: TrainState,
                train_step: Callable[..., Any], eval_step: Callable[..., Any],
-               check: Callable[[], None]):
+               check: Callable[[], None], write_results: Callable[..., Any]):
     """Restores the newest whole checkpoint, if there is one.
 
     Args:
@@ -213,12 +217,15 @@ class Loop:
       train_step: of `create_train_step`.
       eval_step: of `create_eval_step`.
       check: raises where a signal asks the run to end.
+      write_results: called with a status, the loop and the best evaluation,
+        after each evaluation.
     """
     self._config, self._workdir, self._mesh = config, workdir, mesh
     self._data, self._preprocessing = data, preprocessing
     self._timetable, self._clock = timetable, clock
     self._train_step, self._eval_step = train_step, eval_step
-    self._check = check
+    self._check, self._write_results = check, write_results
+    self._left_out = len(data.skipped)
     self._state, self._step = state, 0
     self._totals, self.epoch_totals = Totals(), Totals()
     self._pending: list[Metrics] = []  # What steps measured; on the devices.
@@ -229,7 +236,9 @@ class Loop:
     restored = self._checkpoints.restore_latest(state)
     if restored:
       self._resume(*restored)
-    self.log = MetricLog(workdir, self._step, jax.process_index() == 0)
+    # Nothing restored, what was measured before is of no use either.
+    self.log = MetricLog(workdir, self._step if restored else -1,
+                         jax.process_index() == 0)
 
   def _resume(self, state: TrainState, meta: dict[str, Any]) -> None:
     if meta['data_fingerprint'] != self._data.fingerprint:
@@ -264,7 +273,9 @@ class Loop:
         progress = EpochProgress(epoch.number, config.epochs,
                                  epoch.first_step, self._step,
                                  epoch.last_step)
-      self._state, metrics = self._train_step(self._state, next(batches))
+      batch = next(batches)
+      self._tell_left_out()
+      self._state, metrics = self._train_step(self._state, batch)
       self._step += 1
       self._pending.append(metrics)
       self._clock.count(config.batch_size, metrics)
@@ -336,6 +347,7 @@ class Loop:
     if self._step in self.log.evaluations():
       return
     evaluation = self._evaluate(self._state.eval_variables())
+    self._tell_left_out()
     if not math.isfinite(evaluation.loss):
       raise UserError(f'step {self._step}: the validation loss is '
                       f'{evaluation.loss}; {_DIVERGED}')
@@ -344,10 +356,18 @@ class Loop:
                     eval_accuracy=evaluation.accuracy)
     if self.log.best_step() == self._step:
       self._best = self._step, evaluation
-    when = f'After {epochs:.3g} epochs' if self._step else 'Before training'
+    when = f'At epoch {epochs:.3g}' if self._step else 'Before training'
     say(f'{when}: val_loss {evaluation.loss:.4f}, val_accuracy '
         f'{describe(evaluation.accuracy, evaluation.count)}')
+    self._write_results('running', self, self._best and self._best[1])
     self._clock.start_lap()
+
+  def _tell_left_out(self) -> None:
+    """Tells of photos that were good at the start and are not any more."""
+    if len(self._data.skipped) > self._left_out:
+      self._left_out = len(self._data.skipped)
+      results.tell_left_out(self._data, self._workdir)
+      check_photos(self._data.source, self._data.train, self._data.val)
 
   def _evaluate(self, variables: Any) -> Evaluation:
     return evaluate(self._eval_step, variables, self._data.val,

@@ -12,10 +12,11 @@ from catsdogs.errors import UserError
 
 CONFIG_FILE = 'config.json'
 # What a run leaves behind, and what `--restart` removes.
-_OUTPUTS = (CONFIG_FILE, 'checkpoints', 'metrics.csv', 'results.json',
+_OUTPUTS = ('checkpoints', 'damaged_checkpoints', 'metrics.csv', 'results.json',
             'predictions', 'predictions.csv', 'predictions.png',
             'skipped_files.csv', 'evaluation.json', 'report.html',
-            'events.out.tfevents.*')
+            'events.out.tfevents.*', '*.partial',
+            CONFIG_FILE)  # The last, so that a kill leaves no other's remains.
 # What may be set anew when a finished run is evaluated or predicted with.
 _CHANGEABLE = ('data.source', 'data.cache_gib', 'data.train_split',
                'data.val_split', 'data.label_key', 'model.dtype',

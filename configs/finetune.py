@@ -76,7 +76,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   optim.lr_mults = ()
   # The gradient's global norm is clipped to this; 0 does not clip.
   optim.grad_clip_norm = 1.0
-  # Parts in which a batch goes through the model; the update is the same.
+  # Parts in which a batch goes through the model, where memory is short; the
+  # update is the same, but for BatchNorm's statistics of the 'batch'.
   optim.accumulate_steps = 1
   # Decay of the running average of the parameters that is evaluated and
   # saved as the model; 0 evaluates the parameters themselves.

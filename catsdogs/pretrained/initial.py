@@ -14,13 +14,16 @@ from catsdogs.models import ResNet, init_variables, variable_shapes
 from catsdogs.pretrained.load import fit, load_weights
 
 
-def initial_variables(config: ml_collections.ConfigDict, model: ResNet
+def initial_variables(config: ml_collections.ConfigDict, model: ResNet,
+                      class_names: tuple[str, ...]
                       ) -> tuple[dict[str, Any], str]:
   """Makes or reads the model's variables.
 
   Args:
     config: resolved.
     model: of the config's `model` part.
+    class_names: in the order of the logits; the head of a run that knew other
+      classes is left where it is.
 
   Returns:
     `params` and `batch_stats`, and a sentence that says where they are from.
@@ -36,10 +39,13 @@ def initial_variables(config: ml_collections.ConfigDict, model: ResNet
   shapes = variable_shapes(model)
   if path.is_dir():
     step = choose_step(path, 'best')
-    tensors, _ = restore_variables(path, step)
+    variables, meta = restore_variables(path, step)
+    tensors = traverse_util.flatten_dict(variables, sep='/')
+    if tuple(meta['class_names']) != class_names:
+      tensors = {name: tensor for name, tensor in tensors.items()
+                 if not name.startswith('params/head/')}
     origin = f'{path}, checkpoint {step}'
-    variables, report = fit(
-        origin, traverse_util.flatten_dict(tensors, sep='/'), shapes)
+    variables, report = fit(origin, tensors, shapes)
   elif path.is_file():
     origin = str(path)
     variables, report = load_weights(path, shapes)
