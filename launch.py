@@ -130,11 +130,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if _CONFIG.value is not None:
       _CONFIG.value.keys()  # A file that failed to load says so only now.
   except AttributeError as e:
-    _refuse(f'--config: there is no field {e.args[0]}; configs/finetune.py '
-            'has them all')
-  except OSError:
-    given = [a for a in argv if a.startswith('--config')]
-    _refuse(f'{given[0]} cannot be loaded; check the path')
+    field = str(e).strip('"').replace('\\n', '. ').replace('\\', '')
+    _refuse(f'--config: there is no field {field}; configs/finetune.py has '
+            'them all')
+  except OSError as e:
+    _refuse(f'--config: {str(e).splitlines()[-1].strip()}; check the path')
   except Exception as e:  # Also whatever a person's own config file raises.
     _refuse(f'{e}')
   if arguments[1:]:

@@ -97,6 +97,21 @@ def test_a_damaged_newest_is_told_and_passed_over(tmp_path, capsys):
   assert '7' in capsys.readouterr().out
 
 
+def test_a_damaged_step_is_set_aside_and_saved_anew(tmp_path):
+  save(tmp_path, [3, 7])
+  (tmp_path / 'checkpoints' / '7' / 'state' / 'manifest.ocdbt').unlink()
+  checkpoints = Checkpoints(tmp_path, 2, lambda: None)
+  checkpoints.restore_latest(state_of(0))
+  for step in (5, 7):
+    checkpoints.save(state_of(step), {'at': step})
+  checkpoints.close()
+  assert saved_steps(tmp_path) == [5, 7]
+  variables, _ = restore_variables(tmp_path, 7)
+  assert_same(variables, jax.tree.map(np.asarray,
+                                      state_of(7).eval_variables()))
+  assert len(list((tmp_path / 'damaged_checkpoints').iterdir())) == 1
+
+
 def test_nothing_but_damage_is_refused_and_left_as_it_is(tmp_path):
   save(tmp_path, [3])
   shutil.rmtree(tmp_path / 'checkpoints' / '3' / 'state')

@@ -66,10 +66,13 @@ def test_a_printable_name_is_one_line_without_control_characters(name, shown):
   assert console.printable(name) == shown
 
 
-def test_a_box_is_drawn_around_the_whole_message(capsys):
-  console.box('No photos.')
+def test_a_box_of_80_columns_is_drawn_around_the_whole_message(capsys):
+  message = ' '.join(f'word{i}' for i in range(40))
+  console.box(message)
   lines = capsys.readouterr().out.splitlines()
-  assert lines == ['+------------+', '| No photos. |', '+------------+']
+  assert {len(line) for line in lines} == {80}
+  assert lines[0] == lines[-1] == '+' + '-' * 78 + '+'
+  assert ' '.join(line[1:-1].strip() for line in lines[1:-1]) == message
 
 
 def test_progress_is_plain_lines_where_stdout_is_no_terminal(capsys,

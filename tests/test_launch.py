@@ -214,6 +214,56 @@ def test_an_interrupted_run_ends_as_one_left_alone(photos, cache, tmp_path,
   assert results[0] == results[1]
 
 
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_photos_are_read_ends_the_run(cache, tmp_path, signum):
+  photos = make_folder(tmp_path / 'photos', per_class=1500)
+  process = start(DEBUG, *TINY, ALL, f'--config.data.source=folder:{photos}',
+                  f'--workdir={tmp_path}/run', cache=cache)
+  while not tensorflow_is_loaded(process.pid):
+    assert process.poll() is None, process.communicate()
+  process.send_signal(signum)
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 128 + signum, err
+  assert 'Traceback' not in err
+
+
+def tensorflow_is_loaded(pid: int) -> bool:
+  return '_pywrap_tensorflow' in pathlib.Path(f'/proc/{pid}/maps').read_text()
+
+
+def vanish(photos: pathlib.Path, parts: list[str]) -> None:
+  for part in parts:
+    (photos / part).unlink()
+
+
+@pytest.mark.parametrize('count, status', [(2, 0), (30, 2)])
+def test_photos_that_vanish_are_told_and_at_last_end_the_run(
+    cache, tmp_path, count, status):
+  photos = make_folder(tmp_path / 'photos', per_class=20)
+  workdir = tmp_path / 'run'
+  process = start(*LONG, f'--config.data.source=folder:{photos}',
+                  '--config.data.cache_gib=0', f'--workdir={workdir}',
+                  cache=cache)
+  wait_for_checkpoint(process, workdir, 5)
+  names = [f'{name}/{name}.{i}.jpg' for i in range(15)
+           for name in ('cat', 'dog')][:count]
+  vanish(photos, names)
+  out, err = process.communicate(timeout=200)
+  assert process.returncode == status, err
+  skipped = {row['file'] for row in rows(workdir / 'skipped_files.csv')}
+  assert skipped and skipped <= set(names)
+  assert 'Left out' in out and 'Traceback' not in err
+
+
+def test_the_head_of_other_classes_stays_where_it_is(run, cache, tmp_path):
+  photos = make_folder(tmp_path / 'photos', 4, ('apple', 'banana'))
+  done = launch(DEBUG, ALL, *TINY, f'--config.data.source=folder:{photos}',
+                f'--workdir={tmp_path}/run', f'--config.model.weights={run[0]}',
+                cache=cache)
+  assert done.returncode == 0, done.stderr
+  assert 'a new head' in done.stdout
+
+
 def truncate(file: pathlib.Path) -> pathlib.Path:
   file.write_bytes(b'PK\3\4 cut short')
   return file
