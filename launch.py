@@ -7,12 +7,8 @@ import time
 
 _STARTED = time.monotonic()  # Before the imports, which take seconds.
 
-import errno
 import os
 import pathlib
-import signal
-import sys
-import traceback
 
 # TensorFlow, which only feeds data, is to keep quiet; read when it loads.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -21,7 +17,7 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from catsdogs import interruption
+from catsdogs import command_line, interruption
 from catsdogs.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -42,32 +38,11 @@ _IMAGES = flags.DEFINE_string(
 
 def main(_) -> None:
   logging.set_verbosity(logging.ERROR)  # Orbax tells every file it touches.
-  for signum in (signal.SIGTERM, signal.SIGINT):  # Until a run takes over.
-    signal.signal(signum, lambda signum, _: _leave(128 + signum))
-  workdir = _WORKDIR.value
-  try:
-    workdir = _workdir()
-    _run(workdir)
-  except UserError as e:
-    _refuse(e)
-  except interruption.Interrupted as e:
-    print(f'{e}: stopped; the same command goes on.', file=sys.stderr)
-    _leave(e.exit_status)
-  except OSError as e:
-    if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC,
-                       errno.EDQUOT):
-      traceback.print_exc()
-      _leave(1)
-    _refuse(f'{e.filename or workdir}: {e.strerror}; make room or choose '
-            'another --workdir')
-  except Exception:
-    traceback.print_exc()
-    _leave(1)
-  except KeyboardInterrupt:
-    _leave(128 + signal.SIGINT)
+  command_line.run(_run)
 
 
-def _run(workdir: pathlib.Path) -> None:
+def _run() -> None:
+  workdir = _workdir()
   cache = pathlib.Path(os.environ.get(
       'CATSDOGS_CACHE', pathlib.Path.home() / '.cache' / 'catsdogs'))
   # Imported where they are used, since some of them take seconds.
@@ -122,41 +97,5 @@ def _started_config(workdir: pathlib.Path):
   return started_config(workdir, overrides)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-  """As absl does, but what is wrong is told on one line, with status 2."""
-  try:
-    arguments = app.parse_flags_with_usage(argv) if '--help' in ' '.join(
-        argv) else flags.FLAGS(argv)
-    if _CONFIG.value is not None:
-      _CONFIG.value.keys()  # A file that failed to load says so only now.
-  except AttributeError as e:
-    field = str(e).strip('"').replace('\\n', '. ').replace('\\', '')
-    _refuse(f'--config: there is no field {field}; configs/finetune.py has '
-            'them all')
-  except OSError as e:
-    _refuse(f'--config: {str(e).splitlines()[-1].strip()}; check the path')
-  except Exception as e:  # Also whatever a person's own config file raises.
-    _refuse(f'{e}')
-  if arguments[1:]:
-    _refuse(f'{arguments[1]!r} is no flag; see --help')
-  return arguments
-
-
-def _refuse(problem: object) -> None:
-  """Ends the process: the person's input was wrong."""
-  print('Error:', ' '.join(str(problem).split()), file=sys.stderr)
-  _leave(2)
-
-
-def _leave(status: int) -> None:
-  """Ends the process as it is.
-
-  An orderly end would wait for tf.data's threads, which may wait for us.
-  """
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(status)
-
-
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)
