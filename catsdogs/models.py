@@ -15,6 +15,9 @@ from jaxtyping import Array, Float
 import ml_collections
 import numpy as np
 
+from catsdogs.convolution import conv2d, materialize
+from catsdogs.pooling import max_pool
+
 # torchvision's BatchNorm: epsilon 1e-5, and a momentum of 0.1 for the new
 # value, which is 0.9 for the old one in Flax's terms.
 BATCH_NORM_EPSILON = 1e-5
@@ -76,14 +79,65 @@ ARCHITECTURES = {
 }
 
 
+class Kernel(nn.Module):
+  """A convolution's parameter, in Linen's layout and under Linen's name."""
+
+  features: int
+  size: int
+  groups: int
+
+  @nn.compact
+  def __call__(self, in_features: int) -> Float[Array, 'k k i/g f']:
+    shape = (self.size, self.size, in_features // self.groups, self.features)
+    return self.param('kernel', KERNEL_INIT, shape, jnp.float32)
+
+
+class BatchNorm(nn.Module):
+  """The variables of a BatchNorm and what it does with a batch (Ioffe 2015).
+
+  Attributes:
+    features: channels.
+    scale_init: of the scale.
+  """
+
+  features: int
+  scale_init: nn.initializers.Initializer
+
+  def setup(self):
+    shape, zeros, ones = (self.features,), jnp.zeros, jnp.ones
+    self.scale = self.param('scale', self.scale_init, shape, jnp.float32)
+    self.bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
+    self.mean = self.variable('batch_stats', 'mean', zeros, shape, jnp.float32)
+    self.var = self.variable('batch_stats', 'var', ones, shape, jnp.float32)
+
+  def running_affine(self) -> tuple[Float[Array, 'c'], Float[Array, 'c']]:
+    """What the running statistics come to: a factor, and a summand."""
+    factor = self.scale * jax.lax.rsqrt(self.var.value + BATCH_NORM_EPSILON)
+    return factor, self.bias - self.mean.value * factor
+
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
+    """Normalises by the batch's statistics, which move the running ones."""
+    dtype, x = x.dtype, x.astype(jnp.float32)
+    mean = x.mean((0, 1, 2))
+    # In one pass over x; rounding must not make a variance negative.
+    var = jnp.maximum(jnp.square(x).mean((0, 1, 2)) - jnp.square(mean), 0)
+    if not self.is_initializing():
+      for running, new in ((self.mean, mean), (self.var, var)):
+        running.value = (BATCH_NORM_MOMENTUM * running.value
+                         + (1 - BATCH_NORM_MOMENTUM) * new)
+    factor = self.scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
+    return ((x - mean) * factor + self.bias).astype(dtype)
+
+
 class ConvNorm(nn.Module):
-  """A convolution without bias, padded by kernel // 2, and its BatchNorm.
+  """A convolution without bias, its BatchNorm, and a ReLU.
 
   Attributes:
     features: output channels.
-    kernel: height and width of the kernel.
+    kernel: height and width of the kernel; it is padded by kernel // 2.
     stride: of the convolution, in both directions.
     groups: the convolution's groups.
+    relu: whether negative values become zero at the end.
     scale_init: of BatchNorm's scale.
     dtype: of the computation; parameters and statistics are float32.
   """
@@ -92,21 +146,28 @@ class ConvNorm(nn.Module):
   kernel: int
   stride: int = 1
   groups: int = 1
+  relu: bool = True
   scale_init: nn.initializers.Initializer = nn.initializers.ones
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'b h w c'],
-               use_running_average: bool) -> Float[Array, 'b h2 w2 f']:
-    x = nn.Conv(
-        self.features, (self.kernel, self.kernel), self.stride,
-        padding=self.kernel // 2, feature_group_count=self.groups,
-        use_bias=False, dtype=self.dtype, kernel_init=KERNEL_INIT,
-        name='conv')(x)
-    return nn.BatchNorm(
-        use_running_average, momentum=BATCH_NORM_MOMENTUM,
-        epsilon=BATCH_NORM_EPSILON, dtype=self.dtype,
-        scale_init=self.scale_init, name='bn')(x)
+  def __call__(self, x: Float[Array, 'b h w c'], use_running_average: bool,
+               shortcut: Float[Array, 'b h2 w2 f'] | None = None
+               ) -> Float[Array, 'b h2 w2 f']:
+    """Adds the shortcut, if there is one, before the ReLU."""
+    kernel = Kernel(self.features, self.kernel, self.groups,
+                    name='conv')(x.shape[-1])
+    norm = BatchNorm(self.features, self.scale_init, name='bn')
+    if use_running_average:  # BatchNorm becomes a part of the kernel.
+      factor, bias = norm.running_affine()
+      return conv2d(x, (kernel * factor).astype(self.dtype),
+                    bias.astype(self.dtype), shortcut, stride=self.stride,
+                    groups=self.groups, relu=self.relu)
+    x = norm(conv2d(x, kernel.astype(self.dtype), stride=self.stride,
+                    groups=self.groups))
+    if shortcut is not None:
+      x = x + shortcut
+    return materialize(nn.relu(x)) if self.relu else x
 
 
 class Block(nn.Module):
@@ -136,20 +197,19 @@ class Block(nn.Module):
       layers = [(arch.out_channels(stage), 3, self.stride, 1),
                 (arch.out_channels(stage), 3, 1, 1)]
 
-    y = x
+    shortcut = x
+    if self.stride > 1 or x.shape[-1] != arch.out_channels(stage):
+      shortcut = ConvNorm(
+          arch.out_channels(stage), 1, self.stride, relu=False,
+          dtype=self.dtype, name='shortcut')(x, use_running_average)
     for i, (features, kernel, stride, groups) in enumerate(layers, start=1):
       last = i == len(layers)
       # A block starts as the identity: Goyal et al. 2017 (arXiv:1706.02677).
       scale_init = nn.initializers.zeros if last else nn.initializers.ones
-      y = ConvNorm(features, kernel, stride, groups, scale_init, self.dtype,
-                   name=f'conv{i}')(y, use_running_average)
-      if not last:
-        y = nn.relu(y)
-
-    if x.shape != y.shape:
-      x = ConvNorm(y.shape[-1], 1, self.stride, dtype=self.dtype,
-                   name='shortcut')(x, use_running_average)
-    return nn.relu(x + y)
+      x = ConvNorm(features, kernel, stride, groups, True, scale_init,
+                   self.dtype, name=f'conv{i}')(
+                       x, use_running_average, shortcut if last else None)
+    return x
 
 
 class Stage(nn.Module):
@@ -201,9 +261,8 @@ class ResNet(nn.Module):
                train: bool = False) -> dict[str, Float[Array, 'b ...']]:
     """The output of the stem, of each stage, and `pooled`, by name."""
     running = not (train and self.batch_norm == 'batch')
-    x = nn.relu(self.stem(x.astype(self.dtype), running))
     outputs = {}
-    x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    x = max_pool(self.stem(x.astype(self.dtype), running))
     outputs['stem'] = x
     for name in ('stage1', 'stage2', 'stage3', 'stage4'):
       x = getattr(self, name)(x, running)

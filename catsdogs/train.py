@@ -12,7 +12,8 @@ from jaxtyping import Array
 import ml_collections
 import optax
 
-from catsdogs import augment, config as config_lib, losses, results
+from catsdogs import (augment, config as config_lib, convolution, losses,
+                      results)
 from catsdogs.checkpoint import Checkpoints, restore_variables
 from catsdogs.console import EpochProgress, say
 from catsdogs.errors import UserError
@@ -109,7 +110,8 @@ def create_train_step(config: ml_collections.ConfigDict, model: ResNet,
 
   replicated, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
   return jax.jit(train_step, donate_argnums=0,
-                 in_shardings=(replicated, divided), out_shardings=replicated)
+                 in_shardings=(replicated, divided), out_shardings=replicated,
+                 compiler_options=convolution.compiler_options())
 
 
 def _average(state: TrainState, trainable: Any, decay: float) -> TrainState:
