@@ -7,6 +7,11 @@ import time
 
 _STARTED = time.monotonic()  # Before the imports, which take seconds.
 
+from catsdogs import huge_pages
+
+if __name__ == '__main__':
+  huge_pages.restart_with()  # Before there is anything to lose.
+
 import os
 import pathlib
 

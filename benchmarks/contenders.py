@@ -186,15 +186,13 @@ def _compiled(function: Callable[..., Any], *args: Any):
   """The function, compiled, and the versions and the time it took."""
   import flax
   import jax
-  from catsdogs import onednn
   started = time.perf_counter()
   compiled = function.lower(*args).compile()
   seconds = time.perf_counter() - started
   device = jax.devices()[0]
   return compiled, {
       'about': f'jax {jax.__version__}, flax {flax.__version__}, '
-               f'{device.device_kind}, {_dtype()}, oneDNN at hand: '
-               f'{onednn.is_available()}, compiled in {seconds:.1f} s',
+               f'{device.device_kind}, {_dtype()}, compiled in {seconds:.1f} s',
       'compile_seconds': seconds}
 
 

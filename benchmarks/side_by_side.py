@@ -15,7 +15,7 @@ from typing import Any, Callable
 Build = Callable[[argparse.Namespace], tuple[Callable[[], None], dict[str, Any]]]
 
 _ROUNDS = 7
-_SECONDS_A_TURN = 2.0
+_SECONDS_A_TURN = 4.0
 
 
 def parser(description: str, contenders: list[str]) -> argparse.ArgumentParser:
@@ -142,6 +142,7 @@ def _work(pipe: Any, build: Build, flags: argparse.Namespace) -> None:
     return
   pipe.send((None, about, seconds))
   while (steps := pipe.recv()) is not None:
+    step()  # A process that waited has to get its memory and caches back.
     pipe.send(_time(step, steps))
 
 

@@ -11,6 +11,7 @@ operations with any other.
 
 import functools
 import json
+import os
 import pathlib
 import platform
 import sys
@@ -29,10 +30,12 @@ def is_available() -> bool:
   """Whether this process can call oneDNN.
 
   Not on several devices: XLA does not know how to divide a custom call. And
-  not without AVX2, where oneDNN has no fast convolution.
+  not without AVX2, where oneDNN has no fast convolution. CATSDOGS_ONEDNN=0 in
+  the environment turns it off.
   """
   available = (
-      sys.platform == 'linux' and platform.machine() == 'x86_64'
+      os.environ.get('CATSDOGS_ONEDNN') != '0' and sys.platform == 'linux'
+      and platform.machine() == 'x86_64'
       and jaxlib.version.__version__ in _TESTED_JAXLIB
       and jax.default_backend() == 'cpu' and jax.device_count() == 1
       and 'avx2' in pathlib.Path('/proc/cpuinfo').read_text().split())
