@@ -47,7 +47,7 @@ def main(_) -> None:
 
 
 def _run() -> None:
-  workdir = _workdir()
+  workdir = command_line.workdir()
   cache = pathlib.Path(os.environ.get(
       'CATSDOGS_CACHE', pathlib.Path.home() / '.cache' / 'catsdogs'))
   # Imported where they are used, since some of them take seconds.
@@ -83,16 +83,6 @@ def _train(workdir: pathlib.Path, cache: pathlib.Path) -> None:
       finished = train_and_evaluate(config, workdir, cache, Clock(_STARTED),
                                     signals.check)
   results.tell(finished, workdir)
-
-
-def _workdir() -> pathlib.Path:
-  if _WORKDIR.value:
-    return pathlib.Path(_WORKDIR.value).expanduser()
-  if _CONFIG.value is None:
-    raise UserError('give --config=FILE, such as configs/finetune.py, or the '
-                    '--workdir of a run')
-  file = config_flags.get_config_filename(flags.FLAGS['config'])
-  return pathlib.Path('runs') / pathlib.Path(file.partition(':')[0]).stem
 
 
 def _started_config(workdir: pathlib.Path):

@@ -2,12 +2,14 @@
 
 import errno
 import os
+import pathlib
 import signal
 import sys
 import traceback
 from typing import Callable
 
 from absl import app, flags
+from ml_collections import config_flags
 
 from catsdogs.errors import UserError
 from catsdogs.interruption import Interrupted
@@ -35,6 +37,17 @@ def parse_flags(argv: list[str]) -> list[str]:
   if arguments[1:]:
     _refuse(f'{arguments[1]!r} is no flag; see --help')
   return arguments
+
+
+def workdir() -> pathlib.Path:
+  """The --workdir, or the one that is named after the --config."""
+  if flags.FLAGS.workdir:
+    return pathlib.Path(flags.FLAGS.workdir).expanduser()
+  if flags.FLAGS.config is None:
+    raise UserError('give --config=FILE, such as configs/finetune.py, or the '
+                    '--workdir of a run')
+  file = config_flags.get_config_filename(flags.FLAGS['config'])
+  return pathlib.Path('runs') / pathlib.Path(file.partition(':')[0]).stem
 
 
 def run(action: Callable[[], None]) -> None:

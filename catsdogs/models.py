@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 import ml_collections
 import numpy as np
 
-from catsdogs.convolution import conv2d, materialize
+from catsdogs.convolution import conv2d
+from catsdogs.normalization import batch_norm
 from catsdogs.pooling import max_pool
 
 # torchvision's BatchNorm: epsilon 1e-5, and a momentum of 0.1 for the new
@@ -115,18 +116,17 @@ class BatchNorm(nn.Module):
     factor = self.scale * jax.lax.rsqrt(self.var.value + BATCH_NORM_EPSILON)
     return factor, self.bias - self.mean.value * factor
 
-  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
+  def __call__(self, x: Float[Array, 'b h w c'],
+               add: Float[Array, 'b h w c'] | None,
+               relu: bool) -> Float[Array, 'b h w c']:
     """Normalises by the batch's statistics, which move the running ones."""
-    dtype, x = x.dtype, x.astype(jnp.float32)
-    mean = x.mean((0, 1, 2))
-    # In one pass over x; rounding must not make a variance negative.
-    var = jnp.maximum(jnp.square(x).mean((0, 1, 2)) - jnp.square(mean), 0)
+    x, mean, var = batch_norm(x, self.scale, self.bias, add,
+                              epsilon=BATCH_NORM_EPSILON, relu=relu)
     if not self.is_initializing():
       for running, new in ((self.mean, mean), (self.var, var)):
         running.value = (BATCH_NORM_MOMENTUM * running.value
                          + (1 - BATCH_NORM_MOMENTUM) * new)
-    factor = self.scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
-    return ((x - mean) * factor + self.bias).astype(dtype)
+    return x
 
 
 class ConvNorm(nn.Module):
@@ -163,11 +163,9 @@ class ConvNorm(nn.Module):
       return conv2d(x, (kernel * factor).astype(self.dtype),
                     bias.astype(self.dtype), shortcut, stride=self.stride,
                     groups=self.groups, relu=self.relu)
-    x = norm(conv2d(x, kernel.astype(self.dtype), stride=self.stride,
-                    groups=self.groups))
-    if shortcut is not None:
-      x = x + shortcut
-    return materialize(nn.relu(x)) if self.relu else x
+    x = conv2d(x, kernel.astype(self.dtype), stride=self.stride,
+               groups=self.groups)
+    return norm(x, shortcut, self.relu)
 
 
 class Block(nn.Module):
