@@ -75,7 +75,7 @@ def _backward(epsilon, relu, saved, gradients):
   g_scale = (g32 * normalized).sum((0, 1, 2))
   g_x = scale * deviation * (
       g32 - (g_bias + normalized * g_scale) / count)
-  return (materialize(g_x.astype(x.dtype)), g_scale, g_bias,
+  return (g_x.astype(x.dtype), g_scale, g_bias,
           None if add is None else g)
 
 

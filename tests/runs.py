@@ -32,21 +32,31 @@ def make_folder(root: pathlib.Path, per_class: int = 10,
   return root
 
 
-def start(*arguments: str, cache: pathlib.Path,
-          cwd: pathlib.Path = ROOT) -> subprocess.Popen:
-  """Starts launch.py, with a cache folder of its own."""
+def start(*arguments: str, cache: pathlib.Path, cwd: pathlib.Path = ROOT,
+          onednn: bool = False) -> subprocess.Popen:
+  """Starts launch.py, with a cache folder of its own.
+
+  Args:
+    *arguments: of launch.py.
+    cache: for its CATSDOGS_CACHE.
+    cwd: where it runs.
+    onednn: whether it calls oneDNN, as it does for people. Then it compiles
+      everything anew: JAX cannot keep such executables. Without, the runs of
+      the tests share what they compile (conftest.py).
+  """
   environment = {**os.environ, 'CATSDOGS_CACHE': str(cache),
-                 'JAX_PLATFORMS': 'cpu'}
+                 'JAX_PLATFORMS': 'cpu',
+                 'CATSDOGS_ONEDNN': '1' if onednn else '0'}
   return subprocess.Popen(
       [sys.executable, str(ROOT / 'launch.py'), *arguments], cwd=cwd,
       env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
       stderr=subprocess.PIPE, text=True)
 
 
-def launch(*arguments: str, cache: pathlib.Path,
-           cwd: pathlib.Path = ROOT) -> subprocess.CompletedProcess:
-  """Runs launch.py to its end."""
-  process = start(*arguments, cache=cache, cwd=cwd)
+def launch(*arguments: str, cache: pathlib.Path, cwd: pathlib.Path = ROOT,
+           onednn: bool = False) -> subprocess.CompletedProcess:
+  """Runs launch.py to its end; the arguments are those of `start`."""
+  process = start(*arguments, cache=cache, cwd=cwd, onednn=onednn)
   out, err = process.communicate(timeout=300)
   return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 

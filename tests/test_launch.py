@@ -31,10 +31,10 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory, photos, cache):
-  """A finished run; the tests that change its workdir copy it first."""
+  """A finished run, by oneDNN; tests that change its workdir copy it first."""
   workdir = tmp_path_factory.mktemp('runs') / 'run'
   done = launch(DEBUG, ALL, *TINY, f'--config.data.source=folder:{photos}',
-                f'--workdir={workdir}', cache=cache)
+                f'--workdir={workdir}', cache=cache, onednn=True)
   assert done.returncode == 0, done.stderr
   return workdir, done
 
@@ -105,12 +105,14 @@ def test_the_same_command_again_ends_at_once_with_the_results(
   assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
 
 
-@pytest.mark.parametrize('batch_size', [1, 8, 32])
+@pytest.mark.parametrize('batch_size, onednn', [(1, True), (8, False),
+                                                (32, True)])
 def test_evaluate_gives_the_recorded_accuracy_to_the_last_digit(
-    run, cache, batch_size):
+    run, cache, batch_size, onednn):
   workdir, _ = run
   done = launch(DEBUG, f'--config.train.batch_size={batch_size}',
-                '--mode=evaluate', f'--workdir={workdir}', cache=cache)
+                '--mode=evaluate', f'--workdir={workdir}', cache=cache,
+                onednn=onednn)
   assert done.returncode == 0, done.stderr
   recorded = json.loads((workdir / 'results.json').read_text())
   evaluated = json.loads((workdir / 'evaluation.json').read_text())
@@ -173,24 +175,27 @@ LONG = ('--config=configs/finetune.py', *TINY,
         '--config.optim.ema_decay=0.9', '--config.augment.mixup=0.2')
 
 
-@pytest.mark.parametrize('signum', [signal.SIGKILL, signal.SIGINT,
-                                    signal.SIGTERM])
+@pytest.mark.parametrize('signum, onednn', [
+    (signal.SIGKILL, True), (signal.SIGINT, False), (signal.SIGTERM, False)])
 def test_an_interrupted_run_ends_as_one_left_alone(photos, cache, tmp_path,
-                                                   signum):
+                                                   signum, onednn):
   source = f'--config.data.source=folder:{photos}'
   alone, killed = tmp_path / 'alone', tmp_path / 'killed'
-  done = launch(*LONG, source, f'--workdir={alone}', cache=cache)
+  done = launch(*LONG, source, f'--workdir={alone}', cache=cache,
+                onednn=onednn)
   assert done.returncode == 0, done.stderr
 
   for step in (4, 18):  # In the middle of an epoch, twice.
-    process = start(*LONG, source, f'--workdir={killed}', cache=cache)
+    process = start(*LONG, source, f'--workdir={killed}', cache=cache,
+                    onednn=onednn)
     wait_for_checkpoint(process, killed, step)
     process.send_signal(signum)
     _, err = process.communicate(timeout=60)
     assert process.returncode == (-9 if signum == signal.SIGKILL
                                   else 128 + signum), err
     assert 'Traceback' not in err
-  done = launch(*LONG, source, f'--workdir={killed}', cache=cache)
+  done = launch(*LONG, source, f'--workdir={killed}', cache=cache,
+                onednn=onednn)
   assert done.returncode == 0, done.stderr
   assert 'Resuming after step' in done.stdout
 
