@@ -12,10 +12,14 @@ import time
 from typing import Any, Callable
 
 # Returns the work to be timed, and what to tell of it, such as versions.
-Build = Callable[[argparse.Namespace], tuple[Callable[[], None], dict[str, Any]]]
+Build = Callable[[argparse.Namespace],
+                 tuple[Callable[[], None], dict[str, Any]]]
 
 _ROUNDS = 7
 _SECONDS_A_TURN = 4.0
+# A process that waited has to get its memory and caches back first: on a
+# virtual machine that showed in its first two or three steps.
+_SECONDS_TO_WARM_UP = 1.5
 
 
 def parser(description: str, contenders: list[str]) -> argparse.ArgumentParser:
@@ -142,7 +146,9 @@ def _work(pipe: Any, build: Build, flags: argparse.Namespace) -> None:
     return
   pipe.send((None, about, seconds))
   while (steps := pipe.recv()) is not None:
-    step()  # A process that waited has to get its memory and caches back.
+    started = time.perf_counter()
+    while time.perf_counter() - started < _SECONDS_TO_WARM_UP:
+      step()
     pipe.send(_time(step, steps))
 
 

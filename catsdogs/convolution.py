@@ -77,7 +77,7 @@ def _native(x, kernel, stride, padding, groups):
 def _then(y, bias, add, relu):
   y = y if bias is None else y + bias
   y = y if add is None else y + add
-  return jnp.maximum(y, 0) if relu else y
+  return jax.nn.relu(y) if relu else y  # Whose gradient at zero is zero.
 
 
 def _blocks(x: Float[Array, 'b h w c'], size: int
@@ -131,7 +131,7 @@ _conv2d.defvjp(_conv2d_forward, _conv2d_backward)
 def _convolve(x, kernel, kernel_layout, padding, stride=1, groups=1, bias=None,
               add=None, relu=False):
   """A convolution on a CPU; no padding is negative."""
-  if _by_onednn(x):
+  if _by_onednn(x, kernel):
     return onednn.convolution(x, kernel, kernel_layout, padding, stride,
                               groups=groups, bias=bias, add=add, relu=relu)
   if kernel.shape[:2] == (1, 1) and groups == 1 and padding == ((0, 0),) * 2:
@@ -145,8 +145,9 @@ def _convolve(x, kernel, kernel_layout, padding, stride=1, groups=1, bias=None,
   return _then(y, bias, add, relu)
 
 
-def _by_onednn(x: Array) -> bool:
-  return x.dtype == jnp.float32 and onednn.is_available()
+def _by_onednn(*operands: Array) -> bool:
+  return (all(operand.dtype == jnp.float32 for operand in operands)
+          and onednn.is_available())
 
 
 def _gradient_of_input(g: Float[Array, 'b h2 w2 o'],
@@ -237,9 +238,9 @@ def _gradient_of_kernel(g: Float[Array, 'b h2 w2 o'],
   if shape[:2] == (1, 1) and groups == 1 and padding == (0, 0):
     x = x[:, ::stride, ::stride].reshape(-1, x.shape[-1])
     g = g.reshape(-1, g.shape[-1])
-    product = onednn.product if _by_onednn(x) else lambda a, b: a.T @ b
+    product = onednn.product if _by_onednn(x, g) else lambda a, b: a.T @ b
     return product(x, g).reshape(shape)
-  if groups == 1 and _by_onednn(x):
+  if groups == 1 and _by_onednn(x, g):
     return _correlate(g, x, shape[0], stride, padding[0])
 
   def forward(kernel):
