@@ -18,8 +18,9 @@ Build = Callable[[argparse.Namespace],
 _ROUNDS = 7
 _SECONDS_A_TURN = 4.0
 # A process that waited has to get its memory and caches back first: on a
-# virtual machine that showed in its first two or three steps.
-_SECONDS_TO_WARM_UP = 1.5
+# virtual machine that showed in its first two or three steps. So it takes
+# steps for this share of a turn before they are timed.
+_WARM_UP = 0.4
 
 
 def parser(description: str, contenders: list[str]) -> argparse.ArgumentParser:
@@ -36,6 +37,8 @@ def parser(description: str, contenders: list[str]) -> argparse.ArgumentParser:
   flags.add_argument('--contenders', default=','.join(contenders),
                      help='separated by commas; ours is always among them')
   flags.add_argument('--rounds', type=int, default=_ROUNDS)
+  flags.add_argument('--seconds', type=float, default=_SECONDS_A_TURN,
+                     help='of a turn')
   flags.add_argument('--json', type=pathlib.Path, help='a file for the rows')
   return flags
 
@@ -122,7 +125,7 @@ class _Contender:
       self.problem, self.about, seconds = self._pipe.recv()
     except EOFError:
       self.problem, self.about, seconds = 'its process ended', {}, 1.0
-    self._steps = max(1, round(_SECONDS_A_TURN / seconds))
+    self._steps = max(1, round(flags.seconds / seconds))
 
   def turn(self, batch_size: int) -> float:
     """Images a second of one turn."""
@@ -147,7 +150,7 @@ def _work(pipe: Any, build: Build, flags: argparse.Namespace) -> None:
   pipe.send((None, about, seconds))
   while (steps := pipe.recv()) is not None:
     started = time.perf_counter()
-    while time.perf_counter() - started < _SECONDS_TO_WARM_UP:
+    while time.perf_counter() - started < _WARM_UP * flags.seconds:
       step()
     pipe.send(_time(step, steps))
 

@@ -19,7 +19,7 @@ from catsdogs.models import ARCHITECTURES, ResNet, variable_shapes
 from runs import ROOT
 
 SMALL = ('--model=resnet18', '--width=0.125', '--batch_size=2',
-         '--image_size=32', '--rounds=1')
+         '--image_size=32', '--rounds=1', '--seconds=0.1')
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
