@@ -173,7 +173,8 @@ def test_lr_mults_scale_the_update_of_their_parameters_alone():
         err_msg=path)
 
 
-@pytest.mark.parametrize('parts', [2, 4])
+@pytest.mark.parametrize(
+    'parts', [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_batch_in_parts_gives_the_same_step(parts):
   fields = {'model.batch_norm': 'running', 'augment.mixup': 0.4,
             'augment.crop_scale': (0.5, 1.0), 'augment.flip': True}
@@ -254,7 +255,8 @@ print(json.dumps([jax.device_count(), losses,
 '''
 
 
-@pytest.mark.parametrize('parts', [1, 2])
+@pytest.mark.parametrize(
+    'parts', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_one_device_and_four_take_the_same_steps(parts):
   answers = []
   for devices in (1, 4):
