@@ -77,7 +77,7 @@ def _native(x, kernel, stride, padding, groups):
 def _then(y, bias, add, relu):
   y = y if bias is None else y + bias
   y = y if add is None else y + add
-  return jax.nn.relu(y) if relu else y  # Whose gradient at zero is zero.
+  return jax.nn.relu(y) if relu else y
 
 
 def _blocks(x: Float[Array, 'b h w c'], size: int
