@@ -8,23 +8,24 @@ regression on the pixels stays below 60% on the default set.
 The animals are painted in `drawn_animals.py`, everything else in `drawing.py`.
 """
 
+from collections.abc import Iterator
 from concurrent import futures
 import functools
+import io
 import itertools
 import multiprocessing
 import os
-import pathlib
-import shutil
-import uuid
+import signal
+import sys
+import threading
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from catsdogs.datasets import drawing, drawn_animals
 
 KINDS = ('cat', 'dog')
-SPLITS = ('train', 'val')
-VERSION = 1  # To be raised whenever the same seed draws something else.
+SPLITS = ('train', 'validation')
 SUPERSAMPLING = 2  # Painted larger, then reduced, for smooth edges.
 
 
@@ -92,84 +93,74 @@ def _photograph(picture: Image.Image, rng: np.random.Generator
   return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def _write_picture(folder: pathlib.Path, seed: int,
-                   place: tuple[str, str, int]) -> None:
-  """Draws and writes a picture, which depends on its arguments alone."""
-  split, kind, index = place
-  rng = np.random.default_rng(
-      [seed, SPLITS.index(split), KINDS.index(kind), index])
-  file = folder / split / kind / f'{kind}.{index}.jpg'
-  draw(kind, rng).save(file, quality=90)
-
-
-def write_pictures(folder: pathlib.Path, train_count: int = 2000,
-                   val_count: int = 500, seed: int = 0,
-                   processes: int | None = None) -> None:
-  """Writes `folder/{train,val}/{cat,dog}/{cat,dog}.<i>.jpg`.
+def draw_split(split: str, count: int, seed: int = 0,
+               processes: int | None = None
+               ) -> Iterator[tuple[str, str, bytes]]:
+  """Draws the pictures of a split, several at once.
 
   Args:
-    folder: where to; made if it is not there.
-    train_count: how many pictures to train on, an even number: half of each.
-    val_count: how many to validate on, likewise.
+    split: one of SPLITS.
+    count: how many pictures, an even number: half of each kind.
     seed: another seed, another book.
-    processes: how many draw at once; at least two by default. One draws here,
-      without starting another. The pictures do not depend on it.
+    processes: how many draw; at least two by default. One draws here, without
+      starting another. The pictures do not depend on it.
+
+  Yields:
+    The name of a picture, such as 'cat.12', its kind, and the picture as JPEG.
 
   Raises:
-    ValueError: a count is odd or negative.
+    ValueError: the count is odd or negative.
   """
-  places = []
-  for split, count in zip(SPLITS, (train_count, val_count)):
-    if count < 0 or count % 2:
-      raise ValueError(f'{split}: {count} pictures are not as many of each '
-                       f'of {len(KINDS)} classes; ask for an even number.')
-    for kind in KINDS:
-      (folder / split / kind).mkdir(parents=True, exist_ok=True)
-    places += itertools.product([split], KINDS, range(count // 2))
-  write = functools.partial(_write_picture, folder, seed)
-  if processes is None:
-    processes = max(2, os.cpu_count() or 1)
+  if count < 0 or count % 2:
+    raise ValueError(f'{split}: {count} pictures are not as many of each of '
+                     f'{len(KINDS)} classes; ask for an even number.')
+  places = list(itertools.product(KINDS, range(count // 2)))
+  paint = functools.partial(_jpeg, seed, SPLITS.index(split))
   if processes == 1:
-    for place in places:
-      write(place)
+    yield from map(paint, places)
     return
   # Spawned, since a fork of a process that runs JAX's threads may hang.
   # Each imports the main script anew, which thus has to guard its `main`.
-  context = multiprocessing.get_context('spawn')
-  with futures.ProcessPoolExecutor(processes, mp_context=context) as pool:
-    for _ in pool.map(write, places, chunksize=25):
-      pass  # Only to raise here what was raised there.
+  with futures.ProcessPoolExecutor(
+      processes or max(2, os.cpu_count() or 1),
+      mp_context=multiprocessing.get_context('spawn'),
+      initializer=_begin_to_paint) as pool:
+    yield from pool.map(paint, places, chunksize=25)
 
 
-def prepare(cache: pathlib.Path, train_count: int = 2000,
-            val_count: int = 500, seed: int = 0,
-            processes: int | None = None) -> pathlib.Path:
-  """The folder of the pictures under the cache, drawn the first time.
+def _begin_to_paint() -> None:
+  """Sees to it that a painter goes when its parent does, without a word."""
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-  The folder appears in one instant, whole: whoever is killed while drawing, or
-  draws the same at the same time, never leaves half of it.
+  def leave_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
-  Args:
-    cache: where prepared data lies; made if it is not there.
-    train_count: as for `write_pictures`, and so are those below.
-    val_count: see there.
-    seed: see there.
-    processes: see there.
+  threading.Thread(target=leave_with_parent, daemon=True).start()
 
-  Returns:
-    The folder, named after its version, counts and seed.
-  """
-  name = f'drawn-v{VERSION}-train{train_count}-val{val_count}-seed{seed}'
-  folder = cache / name
-  if folder.is_dir():
-    return folder
-  unfinished = cache / f'.{name}.{uuid.uuid4().hex}'
-  try:
-    write_pictures(unfinished, train_count, val_count, seed, processes)
-    unfinished.rename(folder)
-  except OSError:
-    if not folder.is_dir():  # Else another run was first, with the same.
-      raise
-  finally:
-    shutil.rmtree(unfinished, ignore_errors=True)
-  return folder
+
+def _jpeg(seed: int, split: int, place: tuple[str, int]
+          ) -> tuple[str, str, bytes]:
+  """Draws a picture, which depends on its arguments alone."""
+  kind, index = place
+  rng = np.random.default_rng([seed, split, KINDS.index(kind), index])
+  file = io.BytesIO()
+  draw(kind, rng).save(file, 'JPEG', quality=90)
+  return f'{kind}.{index}', kind, file.getvalue()
+
+
+def contact_sheet(columns: int = 8, rows: int = 3, side_px: int = 124
+                  ) -> Image.Image:
+  """The first pictures of the validation split, cats and dogs in turn."""
+  sheet = Image.new('RGB', (columns * side_px, rows * side_px))
+  for place in range(columns * rows):
+    row, column = divmod(place, columns)
+    kind = KINDS[(row + column) % 2]
+    _, _, jpeg = _jpeg(0, SPLITS.index('validation'), (kind, place // 2))
+    picture = ImageOps.fit(Image.open(io.BytesIO(jpeg)), (side_px, side_px))
+    sheet.paste(picture, (column * side_px, row * side_px))
+  return sheet
+
+
+if __name__ == '__main__':  # python -m catsdogs.datasets.drawn FILE
+  contact_sheet().save(sys.argv[1], quality=88, optimize=True)

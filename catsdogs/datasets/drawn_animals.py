@@ -68,7 +68,7 @@ def imagine(kind: str, rng: Generator) -> Animal:
   if kind == 'cat':
     irises = ((150, 196, 88), (226, 190, 70), (208, 130, 52), (118, 178, 218))
     return Animal(
-        ears='folded' if rng.random() < 0.1 else 'pricked',
+        ears='folded' if rng.random() < 0.05 else 'pricked',
         ear_length=rng.uniform(0.75, 1.2), head_width=rng.uniform(0.95, 1.2),
         muzzle=0.0, tail='long', tail_width=rng.uniform(0.22, 0.36),
         iris=vary(pick(rng, irises), rng, 10), pupil=rng.uniform(0.15, 0.75),
@@ -261,15 +261,18 @@ def _leg(canvas: Canvas, animal: Animal, path: Sequence, far: bool = False
          ) -> None:
   """Paints a leg down a path, and its paw; the far ones are in the shade."""
   shade = 0.3 if far else 0.0
-  leg = limb(path, animal.legs * 1.25, animal.legs * 0.85)
-  canvas.mould(leg, mix(animal.fur, INK, shade), (), 0.07, closed=False)
-  _paw(canvas, mix(animal.trim, INK, shade), *path[-1], 0.6 * animal.legs)
+  leg = limb(path, animal.legs * 1.25, animal.legs * 0.75)
+  marks = _rings(animal, leg) if animal.pattern == 'stripes' and not far else ()
+  canvas.mould(leg, mix(animal.fur, INK, shade), marks, 0.07, closed=False)
+  (x, _), (toes, y) = path[-2:]
+  toes += 0.1 * np.sign(toes - x)  # A paw points where its leg goes.
+  _paw(canvas, mix(animal.trim, INK, shade), toes, y, 0.58 * animal.legs)
 
 
 def _paw(canvas: Canvas, colour: Colour, x: float, y: float, length: float
          ) -> None:
-  """Paints a paw at the end of a leg, reaching a little further right."""
-  canvas.mould(ellipse(x + 0.06, y, length, 0.19), colour, (), 0.05)
+  """Paints a paw, twice as long as that."""
+  canvas.mould(ellipse(x, y, length, 0.19), colour, (), 0.05)
 
 
 def _shadow(canvas: Canvas, x: float, y: float, half_width: float) -> None:
@@ -301,27 +304,40 @@ def _sitting(canvas: Canvas, animal: Animal, rng: Generator) -> None:
   _body(canvas, animal, body, ellipse(0, 1.5, 0.5, 0.8), rng)
   for side in (canvas, canvas.moved(0, 0, flip=True)):
     side.mould(ellipse(0.95 * wide, 2.8, 0.42, 0.55), animal.fur)
-    _paw(side, animal.trim, wide, 3.22, 0.36)
-    _leg(side, animal, [(0.4, 1.7), (0.38, 2.5), (0.36, 3.2)])
+    _paw(side, animal.trim, wide + 0.06, 3.22, 0.36)
+    _leg(side, animal, [(0.34, 2.0), (0.33, 2.6), (0.36, 3.2)])
+  if animal.pattern == 'bicolour':  # The bib again, over the legs.
+    canvas.fill(mirrored([(0, 0.9), (0.5, 1.2), (0.42, 1.9), (0, 2.5)]),
+                animal.trim)
   _head(canvas, animal, rng)
 
 
 def _standing(canvas: Canvas, animal: Animal, rng: Generator) -> None:
   """Stands or walks, seen from the side, and turns its head to us."""
   ground, long = rng.uniform(3.0, 3.7), rng.uniform(2.6, 3.4)
-  stride = rng.uniform(-0.45, 0.45)
-  legs = ((0.55, stride), (long - 0.25, -stride))
+  strides = rng.uniform(-0.4, 0.4, 2)
   _shadow(canvas, long / 2 + 0.2, ground + 0.1, long / 2 + 0.7)
   _tail(canvas.moved(long + 0.2, 1.0), animal, rng)
-  for x, step in legs:
-    _leg(canvas, animal, [(x + 0.3, 1.6), (x + 0.35 - step / 2, 2.4),
-                          (x + 0.3 - step, ground - 0.1)], far=True)
+
+  def legs(x, sign, far):
+    """A fore leg, straight, and a hind leg, with its knee and its heel."""
+    fore, hind = sign * strides + (x, x)
+    down = ground - (0.12 if far else 0)
+    _leg(canvas, animal, [(0.55 + x, 1.6), (0.6 + (x + fore) / 2, 2.4),
+                          (0.5 + fore, down)], far)
+    heel = (long + 0.1 + hind, 1.7 + 0.55 * (ground - 1.7))
+    _leg(canvas, animal, [(long + x / 2, 1.5), (long - 0.2 + hind / 2, 2.1),
+                          heel, (long - 0.12 + hind, down)], far)
+
+  legs(0.3, -1, far=True)
   body = curve([(-0.1, 0.6), (0.6, 0.45), (1.6, 0.6), (long, 0.5),
-                (long + 0.45, 1.1), (long, 1.95), (1.7, 1.95), (0.6, 2.15),
-                (0, 1.6)])
+                (long + 0.45, 1.1), (long + 0.1, 1.9), (1.8, 1.85),
+                (0.6, 2.15), (0, 1.6)])
   _body(canvas, animal, body, ellipse(0.6, 2.0, 1.0, 0.6), rng)
-  for x, step in legs:
-    _leg(canvas, animal, [(x, 1.6), (x + step / 2, 2.4), (x + step, ground)])
+  legs(0, 1, far=False)
+  canvas.mould(curve([(long - 0.4, 0.95), (long + 0.15, 0.85),
+                      (long + 0.4, 1.5), (long + 0.02, 2.25),
+                      (long - 0.45, 1.9)]), animal.fur, (), 0.1)
   _head(canvas, animal, rng)
 
 

@@ -32,29 +32,50 @@ def open_tfds(name: str, label_key: str, train_split: str, val_split: str,
   """
   import tensorflow_datasets as tfds  # Late: most runs need nothing of it.
 
-  builder = _prepared(tfds, name)
-  image_key, label_key = _keys(tfds, builder.info.features, name, label_key)
+  source, builder = f'tfds:{name}', _prepared(tfds, name)
+  keys = _keys(tfds, builder.info.features, source, label_key)
   if not train_split:
-    train_split, val_split = _own_splits(builder.info.splits, name,
+    train_split, val_split = _own_splits(builder.info.splits, source,
                                          val_fraction)
+  return read_builder(builder, source, *keys, train_split, val_split)
+
+
+def read_builder(builder, source: str, image_key: str, label_key: str,
+                 train_split: str, val_split: str) -> Source:
+  """Two splits of a builder that is prepared.
+
+  Args:
+    builder: a `tfds.core.DatasetBuilder`.
+    source: as in `data.source`; what the source is called.
+    image_key: the feature that holds the photo.
+    label_key: the feature that holds the class.
+    train_split: such as `train[:80%]`.
+    val_split: likewise.
+
+  Raises:
+    UserError: there is no such split, or it lacks a class.
+  """
+  import tensorflow_datasets as tfds
+
   class_names = tuple(builder.info.features[label_key].names)
   splits = []
   for split in (train_split, val_split):
     try:
       examples = _examples(tfds, builder, split, image_key)
-      splits.append(_split(examples, name, split, image_key, label_key))
+      splits.append(_split(examples, f'{source.removeprefix("tfds:")}/{split}',
+                           image_key, label_key))
     except (ValueError, KeyError) as e:
-      raise UserError(f'data.source: tfds:{name} has no split {split!r}; it '
-                      f'has {", ".join(builder.info.splits)}') from e
+      raise UserError(f'data.source: {source} has no split {split!r}; it has '
+                      f'{", ".join(builder.info.splits)}') from e
   for split, labels in zip((train_split, val_split),
                            (s.labels for s in splits)):
     missing = sorted(set(range(len(class_names))) - set(labels.tolist()))
     if missing:
       raise UserError(
-          f'data.source: {split!r} of tfds:{name} has no photo of '
+          f'data.source: {split!r} of {source} has no photo of '
           f'{class_names[missing[0]]!r}; choose another data.train_split and '
           'data.val_split')
-  return Source(f'tfds:{name}', class_names, *splits)
+  return Source(source, class_names, *splits)
 
 
 def _prepared(tfds, name: str):
@@ -76,30 +97,30 @@ def _prepared(tfds, name: str):
   return builder
 
 
-def _keys(tfds, features, name: str, label_key: str) -> tuple[str, str]:
+def _keys(tfds, features, source: str, label_key: str) -> tuple[str, str]:
   """The features that hold the photo and its class."""
   images = [k for k, f in features.items()
             if isinstance(f, tfds.features.Image)]
   labels = [k for k, f in features.items()
             if isinstance(f, tfds.features.ClassLabel)]
   if not images or not labels:
-    raise UserError(f'data.source: tfds:{name} is no set of photos and '
+    raise UserError(f'data.source: {source} is no set of photos and '
                     f'classes; it holds {", ".join(features)}')
   if label_key == 'auto':
     if len(labels) > 1:
-      raise UserError(f'data.source: tfds:{name} has several labels; set '
+      raise UserError(f'data.source: {source} has several labels; set '
                       f'data.label_key to one of {", ".join(labels)}')
     label_key = labels[0]
   if label_key not in labels:
-    raise UserError(f'data.label_key: tfds:{name} has no label '
+    raise UserError(f'data.label_key: {source} has no label '
                     f'{label_key!r}; it has {", ".join(labels)}')
   return images[0], label_key
 
 
-def _own_splits(splits, name: str, val_fraction: float) -> tuple[str, str]:
+def _own_splits(splits, source: str, val_fraction: float) -> tuple[str, str]:
   """The set's train and validation splits, or `train` in two parts."""
   if 'train' not in splits:
-    raise UserError(f'data.source: tfds:{name} has no split train; set '
+    raise UserError(f'data.source: {source} has no split train; set '
                     'data.train_split and data.val_split to two of '
                     f'{", ".join(splits)}')
   for val in VAL_NAMES:
@@ -122,15 +143,14 @@ def _examples(tfds, builder, split: str, image_key: str
       split=split, decoders=encoded, read_config=in_order)))
 
 
-def _split(examples: Sequence[dict[str, Any]], name: str, split: str,
-           image_key: str, label_key: str) -> Split:
+def _split(examples: Sequence[dict[str, Any]], prefix: str, image_key: str,
+           label_key: str) -> Split:
   ids, labels = [], []
   for i in range(len(examples)):
     example = examples[i]
     id_key = next((k for k in _ID_KEYS if k in example), None)
     own = example[id_key] if id_key else i
-    ids.append(f'{name}/{split}/'
-               f'{own.decode() if isinstance(own, bytes) else own}')
+    ids.append(f'{prefix}/{own.decode() if isinstance(own, bytes) else own}')
     labels.append(example[label_key])
   return Split(ids, np.array(labels, np.int32),
                lambda i: examples[i][image_key])
