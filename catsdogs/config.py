@@ -1,4 +1,4 @@
-"""Checks a config whole, makes it concrete, and keeps it beside a run."""
+"""Checks a config whole, and keeps it beside a run."""
 
 import dataclasses
 import json
@@ -11,6 +11,11 @@ import ml_collections
 
 from catsdogs.errors import UserError
 from catsdogs.models import ARCHITECTURES
+from catsdogs.pretrained import known_weights
+
+# Of the weights that come with the project.
+BUNDLED_MODEL, BUNDLED_WIDTH = 'resnet18', 0.5
+TORCHVISION = 'torchvision:'
 
 
 def _number(satisfies: Callable[[float], bool] = lambda v: v >= 0):
@@ -40,6 +45,12 @@ def _is_source(value: str) -> bool:
   kind, _, where = value.partition(':')
   return value in ('auto', 'bundled') or (
       kind in ('folder', 'tfds') and bool(where))
+
+
+def _is_weights(value: str) -> bool:
+  if value.startswith(TORCHVISION):
+    return value.removeprefix(TORCHVISION) in known_weights.TAGS
+  return bool(value)
 
 
 def _is_regex(pattern: str) -> bool:
@@ -87,7 +98,10 @@ _RULES = {
     'model.name': (_one_of('auto', *ARCHITECTURES),
                    f'auto or one of {", ".join(ARCHITECTURES)}'),
     'model.width': (_number(lambda v: 0.125 <= v <= 4), 'from 0.125 to 4'),
-    'model.weights': (_text(bool), "'auto', 'none', a file or a workdir"),
+    'model.weights': (
+        _text(_is_weights),
+        "'auto', 'bundled', 'none', a file, a workdir, or "
+        + ' or '.join(repr(TORCHVISION + tag) for tag in known_weights.TAGS)),
     'model.freeze': (_text(_is_regex), 'a regular expression or empty'),
     'model.batch_norm': (_one_of('batch', 'running'), "'batch' or 'running'"),
     'model.dtype': (_one_of('auto', 'float32', 'bfloat16'),
@@ -156,7 +170,6 @@ def check(config: ml_collections.ConfigDict) -> None:
     raise UserError('; '.join(sorted(wrong)))
 
 
-
 def _shown(value: Any) -> str:
   try:
     return repr(value)
@@ -189,7 +202,27 @@ def _contradictions(config: ml_collections.ConfigDict) -> list[str]:
       wrong.append(f'config.model.width {config.model.width:g} leaves the '
                    f'groups of {config.model.name} without a channel; widen '
                    'it')
+    wrong += _unfitting_weights(config.model)
   return wrong
+
+
+def _unfitting_weights(model: ml_collections.ConfigDict) -> list[str]:
+  """Where the weights, by their name alone, are of another model."""
+  bundled = (BUNDLED_MODEL, BUNDLED_WIDTH)
+  if model.weights == 'bundled' and (model.name, model.width) != bundled:
+    return [f'config.model.weights bundled are of {BUNDLED_MODEL} with '
+            f'config.model.width {BUNDLED_WIDTH:g}, not of {model.name} with '
+            f'{model.width:g}; set config.model.name to auto']
+  if model.weights.startswith(TORCHVISION):
+    if model.width != 1:
+      return [f'config.model.width {model.width:g} does not go with '
+              f"config.model.weights {model.weights}; torchvision's are of "
+              'width 1']
+    try:
+      known_weights.find(model.name, model.weights.removeprefix(TORCHVISION))
+    except UserError as e:
+      return [f'config.model.weights: {e}']
+  return []
 
 
 def check_devices(config: ml_collections.ConfigDict, devices: int) -> None:
@@ -199,37 +232,6 @@ def check_devices(config: ml_collections.ConfigDict, devices: int) -> None:
     raise UserError(
         f'config.train.batch_size: {part} photos at a time cannot be shared '
         f'equally by {devices} devices; choose a multiple of {devices}')
-
-
-def resolve(config: ml_collections.ConfigDict, platform: str
-            ) -> tuple[ml_collections.ConfigDict, str | None]:
-  """Makes every `auto` concrete.
-
-  Args:
-    config: a checked config.
-    platform: of the devices: `cpu`, `gpu` or `tpu`.
-
-  Returns:
-    The concrete config, and a line that says what stands in for the real
-    thing, if anything does.
-  """
-  config = config.copy_and_resolve_references()
-  notice = None
-  if config.data.source == 'auto':
-    config.data.source = 'bundled'
-    notice = ('Drawn pictures of cats and dogs, made on this machine, stand '
-              'in for photos. Your own: --config.data.source=folder:PATH')
-  if config.model.weights == 'auto':
-    config.model.weights = 'none'
-  pretrained = config.model.weights != 'none'
-  if config.model.name == 'auto':
-    config.model.name = 'resnet50' if pretrained else 'resnet18'
-    config.model.width = 1.0 if pretrained else 0.5
-  if config.data.image_size is None:
-    config.data.image_size = 224 if pretrained else 128
-  if config.model.dtype == 'auto':
-    config.model.dtype = 'float32' if platform == 'cpu' else 'bfloat16'
-  return config.lock(), notice
 
 
 def save(config: ml_collections.ConfigDict, file: pathlib.Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import ml_collections
 
-from catsdogs import config as config_lib
+from catsdogs import auto, config as config_lib
 from catsdogs.errors import UserError
 
 CONFIG_FILE = 'config.json'
@@ -25,7 +25,8 @@ _CHANGEABLE = ('data.source', 'data.cache_gib', 'data.train_split',
 
 def begin_or_continue(workdir: pathlib.Path,
                       config: ml_collections.ConfigDict | None,
-                      restart: bool, platform: str
+                      restart: bool, platform: str, cache: pathlib.Path,
+                      processes: int = 1
                       ) -> tuple[ml_collections.ConfigDict, str | None]:
   """The resolved config of the run that a workdir holds, or is to hold.
 
@@ -34,12 +35,14 @@ def begin_or_continue(workdir: pathlib.Path,
     config: as given on the command line; None takes the workdir's.
     restart: removes what a run left there.
     platform: of the devices: `cpu`, `gpu` or `tpu`.
+    cache: the folder for what is made once and used again.
+    processes: that take part in the run.
 
   Returns:
-    The config, and a line that says what stands in for the real thing.
+    The config, and what a person should read before a run that begins.
 
   Raises:
-    UserError: the run was started with another config.
+    UserError: the run was started with another config, or cannot begin.
   """
   if config is None:
     config = started_config(workdir)
@@ -47,16 +50,17 @@ def begin_or_continue(workdir: pathlib.Path,
   file = workdir / CONFIG_FILE
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    if restart:
-      _clear(workdir)
-    begun = file.exists()
+    begun = file.exists() and not restart
     if not begun:  # Told now, not after the photos are read.
       tempfile.TemporaryFile(dir=workdir).close()
   except OSError as e:
     raise UserError(f'--workdir: {workdir} cannot be written '
                     f'({e.strerror}); choose another') from e
   if not begun:
-    return config_lib.resolve(config, platform)
+    resolved = auto.resolve(config, platform, cache, processes)
+    if restart:  # Only now, when it is sure that another run can begin.
+      _clear(workdir)
+    return resolved
   started = config_lib.load(file)
   different = config_lib.differences(config, started)
   if different:
@@ -97,9 +101,13 @@ def started_config(workdir: pathlib.Path,
 
 
 def _clear(workdir: pathlib.Path) -> None:
-  for pattern in _OUTPUTS:
-    for path in workdir.glob(pattern):
-      if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-      else:
-        path.unlink()
+  try:
+    for pattern in _OUTPUTS:
+      for path in workdir.glob(pattern):
+        if path.is_dir() and not path.is_symlink():
+          shutil.rmtree(path)
+        else:
+          path.unlink()
+  except OSError as e:
+    raise UserError(f'--restart: {e.filename} cannot be removed '
+                    f'({e.strerror}); choose another --workdir') from e

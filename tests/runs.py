@@ -13,8 +13,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # A network that compiles in seconds and takes milliseconds a step.
 TINY = ('--config.model.name=resnet18', '--config.model.width=0.125',
-        '--config.data.image_size=32', '--config.train.batch_size=8',
-        '--config.train.log_every_steps=3')
+        '--config.model.weights=none', '--config.data.image_size=32',
+        '--config.train.batch_size=8', '--config.train.log_every_steps=3')
 
 
 def make_folder(root: pathlib.Path, per_class: int = 10,
@@ -34,7 +34,7 @@ def make_folder(root: pathlib.Path, per_class: int = 10,
 
 def start(*arguments: str, cache: pathlib.Path, cwd: pathlib.Path = ROOT,
           onednn: bool = False) -> subprocess.Popen:
-  """Starts launch.py, with a cache folder of its own.
+  """Starts launch.py, with a cache folder of its own and no network.
 
   Args:
     *arguments: of launch.py.
@@ -45,7 +45,7 @@ def start(*arguments: str, cache: pathlib.Path, cwd: pathlib.Path = ROOT,
       the tests share what they compile (conftest.py).
   """
   environment = {**os.environ, 'CATSDOGS_CACHE': str(cache),
-                 'JAX_PLATFORMS': 'cpu',
+                 'JAX_PLATFORMS': 'cpu', 'CATSDOGS_OFFLINE': '1',
                  'CATSDOGS_ONEDNN': '1' if onednn else '0'}
   return subprocess.Popen(
       [sys.executable, str(ROOT / 'launch.py'), *arguments], cwd=cwd,

@@ -1,4 +1,4 @@
-"""Configs: what is refused and how it is told, `auto`, and `config.json`."""
+"""Configs: what is refused and how it is told, and `config.json`."""
 
 import importlib
 import json
@@ -207,6 +207,15 @@ def test_all_problems_are_told_at_once():
      ['data.train_split', 'data.val_split']),
     ({'data__val_split': 'test'}, ['data.train_split', 'data.val_split']),
     ({'model__width': 0.25}, ['model.width', 'model.name']),
+    ({'model__name': 'resnet18', 'model__weights': 'bundled'},
+     ['model.weights', 'model.width', 'model.name']),
+    ({'model__name': 'resnet50', 'model__width': 0.5,
+      'model__weights': 'bundled'}, ['model.weights', 'model.name']),
+    ({'model__name': 'resnet50', 'model__width': 0.5,
+      'model__weights': 'torchvision:IMAGENET1K_V1'},
+     ['model.weights', 'model.width']),
+    ({'model__name': 'resnet18',
+      'model__weights': 'torchvision:IMAGENET1K_V2'}, ['model.weights']),
 ], ids=lambda v: '-'.join(v))
 def test_fields_that_contradict_each_other_are_refused(values, named):
   with pytest.raises(UserError) as refused:
@@ -221,6 +230,29 @@ def test_what_barely_agrees_is_let_through():
       data__val_split='test', model__width=0.125))
 
 
+@pytest.mark.parametrize('name, width, weights', [
+    ('auto', 1.0, 'bundled'), ('resnet18', 0.5, 'bundled'),
+    ('auto', 1.0, 'torchvision:IMAGENET1K_V1'),
+    ('resnet101', 1.0, 'torchvision:IMAGENET1K_V2'),
+    ('resnet18', 0.25, './bundled'), ('resnet18', 0.25, 'torchvision.pth')])
+def test_weights_that_may_fit_are_let_through(name, width, weights):
+  config_lib.check(changed(finetune.get_config(name), model__width=width,
+                           model__weights=weights))
+
+
+@pytest.mark.parametrize('tag', ['', 'V2', 'IMAGENET1K_V3', 'DEFAULT'])
+def test_an_unknown_tag_is_refused_with_those_there_are(tag):
+  with pytest.raises(UserError, match="'torchvision:IMAGENET1K_V1' or "
+                     "'torchvision:IMAGENET1K_V2'"):
+    config_lib.check(with_value('model.weights', f'torchvision:{tag}'))
+
+
+def test_a_tag_that_the_model_lacks_is_refused_with_those_it_has():
+  with pytest.raises(UserError, match='only IMAGENET1K_V1'):
+    config_lib.check(changed(finetune.get_config('resnext101_64x4d'),
+                             model__weights='torchvision:IMAGENET1K_V2'))
+
+
 def test_the_devices_must_share_each_part_of_a_batch_equally():
   config = changed(finetune.get_config(), train__batch_size=32,
                    optim__accumulate_steps=2)
@@ -229,45 +261,6 @@ def test_the_devices_must_share_each_part_of_a_batch_equally():
   for devices in (3, 32):
     with pytest.raises(UserError, match=r'config\.train\.batch_size'):
       config_lib.check_devices(config, devices)
-
-
-@pytest.mark.parametrize('name', SHIPPED)
-@pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
-def test_resolve_leaves_no_auto_and_is_idempotent(name, platform):
-  given_config = importlib.import_module(f'configs.{name}').get_config()
-  resolved, _ = config_lib.resolve(given_config, platform)
-  unresolved = {f for f, v in config_lib.flatten(resolved).items()
-                if v in ('auto', None)}
-  assert unresolved <= {'data.label_key'}  # The data set itself answers it.
-  config_lib.check(resolved)
-  assert resolved.is_locked
-  again, notice = config_lib.resolve(resolved, 'cpu')
-  assert again == resolved and notice is None
-
-
-def test_resolve_leaves_the_given_config_as_it_was():
-  given_config = finetune.get_config()
-  config_lib.resolve(given_config, 'cpu')
-  assert given_config == finetune.get_config()
-
-
-def test_resolve_keeps_what_is_concrete_and_changes_only_the_rest():
-  given_config = changed(
-      finetune.get_config('resnet34'), data__source='folder:x',
-      data__image_size=48, model__dtype='float32', model__weights='w.pth')
-  assert config_lib.resolve(given_config, 'gpu') == (given_config, None)
-
-
-def test_resolve_picks_the_dtype_by_the_platform():
-  dtypes = {platform: config_lib.resolve(finetune.get_config(),
-                                         platform)[0].model.dtype
-            for platform in ('cpu', 'gpu', 'tpu')}
-  assert dtypes == {'cpu': 'float32', 'gpu': 'bfloat16', 'tpu': 'bfloat16'}
-
-
-def test_a_stand_in_for_real_photos_is_told_with_the_field_that_mends_it():
-  _, notice = config_lib.resolve(finetune.get_config(), 'cpu')
-  assert '--config.data.source=' in notice
 
 
 @pytest.mark.parametrize('values', [
@@ -329,16 +322,21 @@ def test_differences_name_each_field_with_both_values():
       'train.batch_size (now 64, started with 32)']
 
 
-@pytest.mark.parametrize('name', SHIPPED)
-def test_a_config_does_not_differ_from_what_it_was_resolved_to(name):
-  config = importlib.import_module(f'configs.{name}').get_config()
-  resolved, _ = config_lib.resolve(config, 'gpu')
-  assert config_lib.differences(config, resolved) == []
+def resolved_config() -> ml_collections.ConfigDict:
+  """finetune's config as a run with random weights would have it."""
+  return changed(finetune.get_config('resnet18'), data__source='bundled',
+                 data__image_size=128, model__width=0.5, model__weights='none',
+                 model__dtype='float32')
+
+
+def test_what_is_left_to_auto_does_not_differ_from_the_answer():
+  resolved = resolved_config()
+  assert config_lib.differences(finetune.get_config(), resolved) == []
   assert config_lib.differences(resolved, resolved) == []
 
 
 def test_a_concrete_value_other_than_the_answer_differs():
-  resolved, _ = config_lib.resolve(finetune.get_config(), 'cpu')
+  resolved = resolved_config()
   now = changed(finetune.get_config('resnet34'), data__image_size=96)
   assert [text.split()[0] for text in config_lib.differences(now, resolved)
           ] == ['data.image_size', 'model.name', 'model.width']

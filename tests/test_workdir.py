@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from catsdogs import config as config_lib, workdir as workdir_lib
+from catsdogs import auto, config as config_lib, workdir as workdir_lib
 from catsdogs.errors import UserError
 from configs import finetune
 
@@ -15,7 +15,15 @@ def begin(workdir, restart=False, **values):
   config = finetune.get_config()
   config.update_from_flattened_dict(
       {field.replace('__', '.'): value for field, value in values.items()})
-  return workdir_lib.begin_or_continue(workdir, config, restart, 'cpu')
+  return workdir_lib.begin_or_continue(workdir, config, restart, 'cpu',
+                                       workdir.parent / 'cache')
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+  """No network, and no prepared photos of this machine."""
+  monkeypatch.setenv('CATSDOGS_OFFLINE', '1')
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'tfds'))
 
 
 @pytest.fixture
@@ -30,7 +38,8 @@ def run(tmp_path) -> pathlib.Path:
 def test_a_new_run_gets_a_folder_and_the_resolved_config(tmp_path):
   config, notice = begin(tmp_path / 'a' / 'b')
   assert (tmp_path / 'a' / 'b').is_dir()
-  assert config.data.source == 'bundled' and 'stand in' in notice
+  assert config.data.source == config.model.weights == 'bundled'
+  assert 'stand in' in notice
   assert not list((tmp_path / 'a' / 'b').iterdir())
 
 
@@ -41,14 +50,43 @@ def test_the_same_config_continues_with_the_answer_that_was_found(run):
                model__width=0.5) == (saved, None)
 
 
+def test_a_run_that_goes_on_keeps_its_answer_without_a_look(run, monkeypatch):
+  saved = config_lib.load(run / 'config.json')
+  monkeypatch.setattr(auto, 'resolve', lambda *_: pytest.fail('looked'))
+  for given in (finetune.get_config(), None):
+    assert workdir_lib.begin_or_continue(
+        run, given, False, 'gpu', run, processes=2) == (saved, None)
+
+
+def test_several_processes_refuse_auto(tmp_path):
+  with pytest.raises(UserError, match='2 processes'):
+    workdir_lib.begin_or_continue(tmp_path, finetune.get_config(), False,
+                                  'cpu', tmp_path, processes=2)
+
+
+def test_the_cache_is_where_weights_are_looked_for(tmp_path):
+  weights = tmp_path / 'cache' / 'weights' / 'resnet50-11ad3fa6.pth'
+  weights.parent.mkdir(parents=True)
+  weights.write_text('')
+  config, _ = begin(tmp_path / 'run', data__source='folder:x')
+  assert config.model.weights == 'torchvision:IMAGENET1K_V2'
+
+
+def test_restart_removes_nothing_where_no_run_can_begin(run):
+  (run / 'metrics.csv').write_text('')
+  with pytest.raises(UserError, match='no weights'):
+    begin(run, restart=True, model__name='resnet34')
+  assert (run / 'metrics.csv').exists() and (run / 'config.json').exists()
+
+
 def test_without_a_config_the_run_s_own_is_continued(run):
-  config, _ = workdir_lib.begin_or_continue(run, None, False, 'cpu')
+  config, _ = workdir_lib.begin_or_continue(run, None, False, 'cpu', run)
   assert config == config_lib.load(run / 'config.json')
 
 
 def test_without_a_config_and_a_run_there_is_nothing_to_continue(tmp_path):
   with pytest.raises(UserError, match='--workdir.*holds no run'):
-    workdir_lib.begin_or_continue(tmp_path, None, False, 'cpu')
+    workdir_lib.begin_or_continue(tmp_path, None, False, 'cpu', tmp_path)
 
 
 def test_another_config_is_refused_by_all_fields_that_differ(run):
