@@ -8,9 +8,10 @@ import math
 import pathlib
 from typing import Any, Callable
 
+from flax import linen as nn
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 import ml_collections
 import numpy as np
 
@@ -18,11 +19,11 @@ from catsdogs import config as config_lib, losses
 from catsdogs.console import printable, say
 from catsdogs.datasets.folder import open_labelled
 from catsdogs.errors import UserError
-from catsdogs.input_pipeline import (Batch, Photos, check_classes,
-                                     create_eval_iter, eval_indices,
-                                     open_source, read_photos, sample)
-from catsdogs.models import ResNet
+from catsdogs.input_pipeline import (Batch, Features, Photos, check_classes,
+                                     create_eval_iter, open_source,
+                                     read_photos, sample)
 from catsdogs.preprocessing import Preprocessing, model_input
+from catsdogs.pretrained import zero_shot
 from catsdogs.restore import restore_checkpoint
 
 
@@ -146,16 +147,29 @@ def create_mesh() -> Mesh:
                        axis_types=(AxisType.Auto,))
 
 
-def create_eval_step(model: ResNet, preprocessing: Preprocessing,
-                     mesh: Mesh) -> Callable[[Any, Batch], dict[str, Array]]:
-  """Returns the compiled step: probabilities, losses and mask of a batch."""
+def create_eval_step(model: nn.Module, preprocessing: Preprocessing | None,
+                     mesh: Mesh, groups: np.ndarray | None = None
+                     ) -> Callable[[Any, Batch], dict[str, Array]]:
+  """Returns the compiled step: probabilities, losses and mask of a batch.
+
+  Args:
+    model: a `ResNet`, or the head of one.
+    preprocessing: between a photo and the model; None where a batch holds
+      features.
+    mesh: the devices.
+    groups: of `zero_shot.grouping`, where the model's classes are finer.
+  """
   everywhere = NamedSharding(mesh, P())
 
   @functools.partial(jax.jit, out_shardings=everywhere)
   def eval_step(variables, batch):
-    images = model_input(batch['image'], preprocessing)
-    logits = model.apply(variables, images)
-    targets = losses.smoothed_targets(batch['label'], model.num_classes, 0.0)
+    inputs = batch['image']
+    if preprocessing is not None:
+      inputs = model_input(inputs, preprocessing)
+    logits = model.apply(variables, inputs)
+    if groups is not None:
+      logits = zero_shot.grouped_logits(logits, groups)
+    targets = losses.smoothed_targets(batch['label'], logits.shape[-1], 0.0)
     return {'probabilities': jax.nn.softmax(logits),
             'losses': losses.cross_entropy(logits, targets),
             'mask': batch['mask']}
@@ -164,8 +178,8 @@ def create_eval_step(model: ResNet, preprocessing: Preprocessing,
 
 
 def evaluate(eval_step: Callable[[Any, Batch], dict[str, Array]],
-             variables: Any, photos: Photos, class_names: tuple[str, ...],
-             batch_size: int, mesh: Mesh,
+             variables: Any, photos: Photos | Features,
+             class_names: tuple[str, ...], batch_size: int, mesh: Mesh,
              check: Callable[[], None] = lambda: None) -> Evaluation:
   """Evaluates every photo exactly once.
 
@@ -178,25 +192,36 @@ def evaluate(eval_step: Callable[[Any, Batch], dict[str, Array]],
     mesh: the devices.
     check: called between the batches; what it raises ends the evaluation.
   """
-  sharding = NamedSharding(mesh, P('data'))
-  outputs = []
-  for batch in create_eval_iter(photos, batch_size, sharding):
-    check()
-    outputs.append(eval_step(variables, batch))
-    # Waits for the last but one, so that batches do not pile up.
-    outputs[-2:-1] = jax.device_get(outputs[-2:-1])
-  outputs = jax.device_get(outputs)
-  outputs = {key: np.concatenate([o[key] for o in outputs])
-             for key in outputs[0]}
+  outputs = apply_to_each(eval_step, variables, photos, batch_size, mesh,
+                          check)
   seen = np.flatnonzero(outputs['mask'] > 0)
   if not len(seen):
     raise UserError(f'none of {len(photos)} photos can be read any more, such '
                     f'as {photos.split.ids[0]!a}; put them back')
-  indices = np.concatenate([eval_indices(len(photos), step, batch_size)
-                            for step in range(-(-len(photos) // batch_size))])
-  split = photos.split.select(indices[seen])
+  split = photos.split.select(seen)
   return Evaluation(list(split.ids), class_names, split.labels,
                     outputs['probabilities'][seen], outputs['losses'][seen])
+
+
+def apply_to_each(step: Callable[[Any, Batch], dict[str, Array]],
+                  variables: Any, photos: Photos | Features, batch_size: int,
+                  mesh: Mesh, check: Callable[[], None]
+                  ) -> dict[str, Num[np.ndarray, 'n ...']]:
+  """What a step gives for each photo, exactly once and in order, by name.
+
+  The arguments are those of `evaluate`.
+  """
+  outputs = []
+  for batch in create_eval_iter(photos, batch_size,
+                                NamedSharding(mesh, P('data'))):
+    check()
+    outputs.append(step(variables, batch))
+    # Waits for the last but one, so that batches do not pile up.
+    outputs[-2:-1] = jax.device_get(outputs[-2:-1])
+  outputs = jax.device_get(outputs)
+  # The last batch is padded at its end.
+  return {key: np.concatenate([o[key] for o in outputs])[:len(photos)]
+          for key in outputs[0]}
 
 
 def evaluate_checkpoint(config: ml_collections.ConfigDict,
@@ -214,7 +239,7 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict,
   Raises:
     UserError: the checkpoint or the photos cannot be used.
   """
-  restored = restore_checkpoint(workdir, config, which)
+  restored = restore_checkpoint(workdir, config, which, cache)
   mesh = create_mesh()
   config_lib.check_devices(config, mesh.size)
   if images:
@@ -235,7 +260,8 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict,
                     'others')
   say(f'Evaluating {restored.name} on {len(photos)} images of {split_name}.')
   evaluation = evaluate(
-      create_eval_step(restored.model, restored.preprocessing, mesh),
+      create_eval_step(restored.model, restored.preprocessing, mesh,
+                       restored.groups),
       jax.device_put(restored.variables, NamedSharding(mesh, P())), photos,
       restored.class_names, config.train.batch_size, mesh)
   say(f'val_loss {evaluation.loss:.4f}, val_accuracy '

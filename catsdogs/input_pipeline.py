@@ -14,7 +14,7 @@ import pathlib
 from typing import Any, Callable, Iterator
 
 import jax
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 import ml_collections
 import numpy as np
 
@@ -44,9 +44,8 @@ def open_source(config: ml_collections.ConfigDict,
     from catsdogs.datasets.from_tfds import open_tfds
     return open_tfds(where, config.label_key, config.train_split,
                      config.val_split, config.val_fraction)
-  from catsdogs.datasets.drawn import prepare
-  drawn = open_folder(prepare(cache), config.val_fraction)
-  return dataclasses.replace(drawn, name='bundled')
+  from catsdogs.datasets.drawn_builder import open_drawn
+  return open_drawn(cache, config.train_split, config.val_split)
 
 
 def sample(split: Split, fraction: float) -> Split:
@@ -105,6 +104,35 @@ class Photos:
     return image, not reason
 
 
+@dataclasses.dataclass
+class Features:
+  """What a frozen backbone makes of the photos of a split, in their place.
+
+  Attributes:
+    split: the photos' ids and labels.
+    values: the features of each photo.
+    mask: 0 for a photo that could not be read again.
+    skipped: as those of `Photos`.
+    fingerprint: likewise.
+  """
+
+  split: Split
+  values: Float[np.ndarray, 'n features']
+  mask: Float[np.ndarray, 'n']
+  skipped: list[tuple[str, str]]
+  fingerprint: str
+
+  def __len__(self) -> int:
+    return len(self.split)
+
+  def batch(self, indices: Int[np.ndarray, 'b']) -> dict[str, np.ndarray]:
+    """These of them, as a batch; -1 stands for padding."""
+    return {'image': self.values[indices],
+            'label': self.split.labels[indices],
+            'mask': np.where(indices >= 0, self.mask[indices],
+                             np.float32(0))}
+
+
 def read_photos(split: Split, size: int, cache_bytes: float,
                 check: Callable[[], None] = lambda: None) -> Photos:
   """Decodes every photo once: keeps what fits, leaves out what is damaged.
@@ -153,8 +181,8 @@ class Data:
   """A data set that is ready to be trained and evaluated on."""
 
   source: Source
-  train: Photos
-  val: Photos
+  train: Photos | Features
+  val: Photos | Features
 
   @property
   def class_names(self) -> tuple[str, ...]:
@@ -193,7 +221,7 @@ def prepare_data(config: ml_collections.ConfigDict, size: int,
   return Data(source, train, val)
 
 
-def check_photos(source: Source, *sides: Photos) -> None:
+def check_photos(source: Source, *sides: Photos | Features) -> None:
   """Raises `UserError` where too few photos could be decoded."""
   skipped = [note for photos in sides for note in photos.skipped]
   total = len(skipped) + sum(len(photos) for photos in sides)
@@ -245,13 +273,14 @@ def eval_indices(count: int, step: int,
   return np.where(places < count, places, -1)
 
 
-def create_train_iter(photos: Photos, seed: int, batch_size: int,
+def create_train_iter(photos: Photos | Features, seed: int, batch_size: int,
                       start_step: int, stop_step: int,
                       sharding: jax.sharding.Sharding) -> Iterator[Batch]:
   """Yields the batches of steps `start_step` to `stop_step` on the devices.
 
-  Each is a dict of `image` uint8[b s s 3], `label` int32[b] and `mask`
-  float32[b], which is 0 for a photo that could not be read again.
+  Each is a dict of `image` uint8[b s s 3], or float32[b features] in its
+  place, `label` int32[b] and `mask` float32[b], which is 0 for a photo that
+  could not be read again.
   """
   indices = functools.partial(train_indices, seed, len(photos),
                               batch_size=batch_size)
@@ -259,23 +288,27 @@ def create_train_iter(photos: Photos, seed: int, batch_size: int,
   return _to_devices(batches, sharding)
 
 
-def create_eval_iter(photos: Photos, batch_size: int,
+def create_eval_iter(photos: Photos | Features, batch_size: int,
                      sharding: jax.sharding.Sharding) -> Iterator[Batch]:
   """Yields every photo once, like `create_train_iter`, in order.
 
-  Padding has the mask 0; `eval_indices` tells which photo is where.
+  Padding has the mask 0; it ends the last batch.
   """
   indices = functools.partial(eval_indices, len(photos), batch_size=batch_size)
   steps = -(-len(photos) // batch_size)
   return _to_devices(_batches(photos, indices, 0, steps, batch_size), sharding)
 
 
-def _batches(photos: Photos, indices, start_step: int, stop_step: int,
-             batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-  """This process's part of each batch, loaded and batched by tf.data."""
-  tf = import_tensorflow()
+def _batches(photos: Photos | Features, indices, start_step: int,
+             stop_step: int, batch_size: int
+             ) -> Iterator[dict[str, np.ndarray]]:
+  """This process's part of each batch; photos are loaded by tf.data."""
   part = batch_size // jax.process_count()
   mine = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
+  if isinstance(photos, Features):
+    return (photos.batch(indices(step=step)[mine])
+            for step in range(start_step, stop_step))
+  tf = import_tensorflow()
 
   def load(index):
     image, good = photos.load(int(index)) if index >= 0 else (

@@ -1,4 +1,4 @@
-"""The training step, and the loop around it."""
+"""A run, from its data and weights to its results: the training loop."""
 
 import dataclasses
 import math
@@ -7,128 +7,32 @@ from typing import Any, Callable
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-import jax.numpy as jnp
-from jaxtyping import Array
 import ml_collections
-import optax
 
-from catsdogs import (augment, config as config_lib, convolution, losses,
-                      results)
+from catsdogs import config as config_lib, linear_probe, results
 from catsdogs.checkpoint import Checkpoints, restore_variables
 from catsdogs.console import EpochProgress, say
 from catsdogs.errors import UserError
 from catsdogs.evaluate import (Evaluation, create_eval_step, create_mesh,
                                describe, evaluate)
-from catsdogs.input_pipeline import (Batch, Data, check_photos,
-                                     create_train_iter, prepare_data)
+from catsdogs.input_pipeline import (Data, check_photos, create_train_iter,
+                                     prepare_data)
 from catsdogs.interruption import Interrupted
 from catsdogs.metric_log import MetricLog
-from catsdogs.models import ResNet, create_model
+from catsdogs.models import create_model
 from catsdogs.optimizer import (create_learning_rate_fn, create_optimizer,
-                                merge_params, split_params)
-from catsdogs.preprocessing import Preprocessing, normalize
-from catsdogs.pretrained.initial import initial_variables
+                                split_params)
+from catsdogs.preprocessing import Preprocessing
+from catsdogs.pretrained.initial import initial_variables, open_pretrained
 from catsdogs.progress import Clock, Timetable, Totals
+from catsdogs.restore import zero_shot_model
 from catsdogs.train_state import TrainState, create_train_state
+from catsdogs.train_step import Metrics, create_train_step
 from catsdogs.workdir import CONFIG_FILE
-
-Metrics = dict[str, Array]
 
 _DIVERGED = ('lower config.optim.learning_rate or set config.optim.'
              'grad_clip_norm, and begin anew with --restart. Earlier '
              'checkpoints are whole')
-
-
-def create_train_step(config: ml_collections.ConfigDict, model: ResNet,
-                      optimizer: optax.GradientTransformation,
-                      learning_rate_fn: optax.Schedule,
-                      preprocessing: Preprocessing, mesh: Mesh
-                      ) -> Callable[[TrainState, Batch],
-                                    tuple[TrainState, Metrics]]:
-  """Returns the compiled step from one state to the next, which it consumes.
-
-  All randomness is a function of the seed, the step, and the place in the
-  batch. The gradient is that of the mean loss over the batch's mask, in
-  however many parts the batch goes through the model.
-  """
-  parts = config.optim.accumulate_steps
-
-  def prepare(state, batch):
-    """Augmented model inputs and targets of the whole batch."""
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    photo_key, mix_key = jax.random.split(key)
-    images = augment.augment(photo_key, batch['image'],
-                             preprocessing.image_size, config.augment)
-    targets = losses.smoothed_targets(batch['label'], model.num_classes,
-                                      config.augment.label_smoothing)
-    images, targets = augment.mix(mix_key, images, targets, config.augment)
-    return normalize(images, preprocessing), targets
-
-  def loss_fn(trainable, frozen, batch_stats, images, targets, batch):
-    """Sum of the losses of one part of the batch."""
-    variables = {'params': merge_params(frozen, trainable),
-                 'batch_stats': batch_stats}
-    logits, updates = model.apply(variables, images, train=True,
-                                  mutable=['batch_stats'])
-    mask = batch['mask']
-    loss = losses.cross_entropy(logits, targets) @ mask
-    correct = losses.correct(logits, batch['label']) @ mask
-    return loss, (correct, updates['batch_stats'])
-
-  def train_step(state: TrainState, batch: Batch
-                 ) -> tuple[TrainState, Metrics]:
-    trainable, frozen = split_params(state.params, config.model.freeze)
-    images, targets = prepare(state, batch)
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-
-    loss = correct = 0.0
-    grads = jax.tree.map(jnp.zeros_like, trainable)
-    batch_stats = state.batch_stats
-    # Unrolled: inside a scan, XLA for CPU leaves the gradients' convolutions
-    # in a form that is thirty times slower (jaxlib 0.10.2).
-    for i in range(parts):
-      # Every part takes its share from every device.
-      part = jax.tree.map(lambda x: x[i::parts], (images, targets, batch))
-      (part_loss, (part_correct, batch_stats)), part_grads = grad_fn(
-          trainable, frozen, batch_stats, *part)
-      loss, correct = loss + part_loss, correct + part_correct
-      grads = jax.tree.map(jnp.add, grads, part_grads)
-    count = batch['mask'].sum()
-    grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1), grads)
-
-    updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
-    trainable = optax.apply_updates(trainable, updates)
-    new_state = state.replace(
-        step=state.step + 1, params=merge_params(frozen, trainable),
-        batch_stats=batch_stats, opt_state=opt_state)
-    if config.optim.ema_decay:
-      new_state = _average(new_state, trainable, config.optim.ema_decay)
-    return new_state, {
-        'loss': loss, 'correct': correct, 'count': count,
-        'grad_norm': optax.tree.norm(grads),
-        'learning_rate': learning_rate_fn(state.step)}
-
-  replicated, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
-  return jax.jit(train_step, donate_argnums=0,
-                 in_shardings=(replicated, divided), out_shardings=replicated,
-                 compiler_options=convolution.compiler_options())
-
-
-def _average(state: TrainState, trainable: Any, decay: float) -> TrainState:
-  """Moves the running averages, faster in the beginning.
-
-  The warm-up, min(decay, (1 + t) / (10 + t)), is that of TensorFlow's
-  ExponentialMovingAverage; a short run would else keep its first weights.
-  """
-  step = state.step.astype(jnp.float32)
-  decay = jnp.minimum(decay, (1 + step) / (10 + step))
-
-  def move(average, new):
-    return jax.tree.map(lambda a, n: a + (1 - decay) * (n - a), average, new)
-
-  return state.replace(
-      ema_params=move(state.ema_params, trainable),
-      ema_batch_stats=move(state.ema_batch_stats, state.batch_stats))
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict,
@@ -154,12 +58,15 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
   """
   mesh = create_mesh()
   config_lib.check_devices(config, mesh.size)
-  preprocessing = Preprocessing(config.data.image_size)
+  pretrained = open_pretrained(config, cache, check)
+  preprocessing = (pretrained.preprocessing if pretrained
+                   else Preprocessing(config.data.image_size))
   data = prepare_data(config.data, preprocessing.decoded_size, cache, check)
   results.introduce(data, workdir)
 
   model = create_model(config.model, len(data.class_names))
-  variables, origin = initial_variables(config, model, data.class_names)
+  variables, origin = initial_variables(config, pretrained, model,
+                                        data.class_names)
   timetable = Timetable.of(config.train, len(data.train))
   learning_rate_fn = create_learning_rate_fn(
       config.optim, timetable.steps_per_epoch, timetable.total_steps)
@@ -167,23 +74,45 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
   optimizer = create_optimizer(config.optim, trainable, learning_rate_fn)
   state = create_train_state(variables, trainable, optimizer,
                              ema=config.optim.ema_decay > 0)
-  state = jax.device_put(state, NamedSharding(mesh, P()))
+  replicated = NamedSharding(mesh, P())
+  state = jax.device_put(state, replicated)
   parameters = results.ParameterCount.of(trainable, frozen)
   say(f'{origin} {parameters}')
 
-  train_step = create_train_step(config, model, optimizer, learning_rate_fn,
-                                 preprocessing, mesh)
-  eval_step = create_eval_step(model, preprocessing, mesh)
+  # What the steps apply: all of a network, or its head, to features.
+  probing = linear_probe.applies(config, trainable)
+  part = linear_probe.head_of if probing else lambda model: model
+  photo_to_model = None if probing else preprocessing
+  train_step = create_train_step(config, part(model), photo_to_model,
+                                 optimizer, learning_rate_fn, mesh)
+  eval_step = create_eval_step(part(model), photo_to_model, mesh)
+  zero_shot = zero_shot_model(config, pretrained, data.class_names)
   config_lib.save(config, workdir / CONFIG_FILE)
+
+  def evaluate_now(variables: Any, step: Callable[..., Any] = eval_step
+                   ) -> Evaluation:
+    return evaluate(step, variables, data.val, data.class_names,
+                    config.train.batch_size, mesh, check)
+
+  def evaluate_zero_shot() -> Evaluation:
+    step = create_eval_step(part(zero_shot.model), photo_to_model, mesh,
+                            zero_shot.groups)
+    return evaluate_now(jax.device_put(zero_shot.variables, replicated), step)
 
   def write_results(status: str, loop: Loop,
                     best: Evaluation | None) -> dict[str, Any]:
     return results.write(workdir, status, config, data, parameters, loop.log,
-                         best, loop.epoch_totals, timetable, clock)
+                         zero_shot.name if zero_shot else origin, best,
+                         loop.epoch_totals, timetable, clock)
 
   loop = Loop(config, workdir, mesh, data, preprocessing, timetable, clock,
-              state, train_step, eval_step, check, write_results)
+              state, train_step, evaluate_now,
+              evaluate_zero_shot if zero_shot else None, check, write_results)
   try:
+    if probing:  # Now that the backbone is that of the latest checkpoint.
+      data = loop.data = linear_probe.compute_features(
+          data, model, loop.state.eval_variables(), preprocessing,
+          config.train.batch_size, mesh, check)
     loop.run()
     return write_results('finished', loop, loop.best_evaluation())
   except Interrupted:
@@ -203,7 +132,9 @@ class Loop:
   def __init__(self, config: ml_collections.ConfigDict, workdir: pathlib.Path,
                mesh: Mesh, data: Data, preprocessing: Preprocessing,
                timetable: Timetable, clock: Clock, state: TrainState,
-               train_step: Callable[..., Any], eval_step: Callable[..., Any],
+               train_step: Callable[..., Any],
+               evaluate_now: Callable[[Any], Evaluation],
+               evaluate_before: Callable[[], Evaluation] | None,
                check: Callable[[], None], write_results: Callable[..., Any]):
     """Restores the newest whole checkpoint, if there is one.
 
@@ -217,18 +148,20 @@ class Loop:
       clock: of this process.
       state: before the first step.
       train_step: of `create_train_step`.
-      eval_step: of `create_eval_step`.
+      evaluate_now: evaluates variables on the validation split.
+      evaluate_before: evaluates another model in place of the first state.
       check: raises where a signal asks the run to end.
       write_results: called with a status, the loop and the best evaluation,
         after each evaluation.
     """
     self._config, self._workdir, self._mesh = config, workdir, mesh
-    self._data, self._preprocessing = data, preprocessing
+    self.data, self._preprocessing = data, preprocessing
     self._timetable, self._clock = timetable, clock
-    self._train_step, self._eval_step = train_step, eval_step
+    self._train_step, self._evaluate = train_step, evaluate_now
+    self._evaluate_before = evaluate_before
     self._check, self._write_results = check, write_results
     self._left_out = len(data.skipped)
-    self._state, self._step = state, 0
+    self.state, self._step = state, 0
     self._totals, self.epoch_totals = Totals(), Totals()
     self._pending: list[Metrics] = []  # What steps measured; on the devices.
     self._best: tuple[int, Evaluation] | None = None
@@ -243,12 +176,12 @@ class Loop:
                          jax.process_index() == 0)
 
   def _resume(self, state: TrainState, meta: dict[str, Any]) -> None:
-    if meta['data_fingerprint'] != self._data.fingerprint:
+    if meta['data_fingerprint'] != self.data.fingerprint:
       raise UserError(
-          f'the photos in {self._data.source.name} are not those that '
+          f'the photos in {self.data.source.name} are not those that '
           f'{self._workdir} was started with; put them back, or begin anew '
           'with --restart')
-    self._state, self._step = state, int(state.step)
+    self.state, self._step = state, int(state.step)
     self._totals = Totals(**meta['totals'])
     self.epoch_totals = Totals(**meta['epoch_totals'])
     self._clock.go_on(**meta['clock'])
@@ -258,7 +191,7 @@ class Loop:
     """Trains and evaluates until the timetable ends."""
     config, timetable = self._config.train, self._timetable
     batches = create_train_iter(
-        self._data.train, self._config.seed, config.batch_size, self._step,
+        self.data.train, self._config.seed, config.batch_size, self._step,
         timetable.total_steps, NamedSharding(self._mesh, P('data')))
     epoch = progress = None
     while True:
@@ -277,7 +210,7 @@ class Loop:
                                  epoch.last_step)
       batch = next(batches)
       self._tell_left_out()
-      self._state, metrics = self._train_step(self._state, batch)
+      self.state, metrics = self._train_step(self.state, batch)
       self._step += 1
       self._pending.append(metrics)
       self._clock.count(config.batch_size, metrics)
@@ -295,11 +228,11 @@ class Loop:
   def save(self) -> None:
     """Saves a checkpoint of the current step, unless it has one."""
     self._add_up()
-    self._checkpoints.save(self._state, {
-        'class_names': list(self._data.class_names),
+    self._checkpoints.save(self.state, {
+        'class_names': list(self.data.class_names),
         'preprocessing': self._preprocessing.to_dict(),
         'config': self._config.to_dict(),
-        'data_fingerprint': self._data.fingerprint,
+        'data_fingerprint': self.data.fingerprint,
         'totals': dataclasses.asdict(self._totals),
         'epoch_totals': dataclasses.asdict(self.epoch_totals),
         'clock': self._clock.to_dict()})
@@ -348,7 +281,10 @@ class Loop:
     """Evaluates the current step, unless that is on record already."""
     if self._step in self.log.evaluations():
       return
-    evaluation = self._evaluate(self._state.eval_variables())
+    if self._step == 0 and self._evaluate_before:
+      evaluation = self._evaluate_before()
+    else:
+      evaluation = self._evaluate(self.state.eval_variables())
     self._tell_left_out()
     if not math.isfinite(evaluation.loss):
       raise UserError(f'step {self._step}: the validation loss is '
@@ -366,12 +302,7 @@ class Loop:
 
   def _tell_left_out(self) -> None:
     """Tells of photos that were good at the start and are not any more."""
-    if len(self._data.skipped) > self._left_out:
-      self._left_out = len(self._data.skipped)
-      results.tell_left_out(self._data, self._workdir)
-      check_photos(self._data.source, self._data.train, self._data.val)
-
-  def _evaluate(self, variables: Any) -> Evaluation:
-    return evaluate(self._eval_step, variables, self._data.val,
-                    self._data.class_names, self._config.train.batch_size,
-                    self._mesh, self._check)
+    if len(self.data.skipped) > self._left_out:
+      self._left_out = len(self.data.skipped)
+      results.tell_left_out(self.data, self._workdir)
+      check_photos(self.data.source, self.data.train, self.data.val)

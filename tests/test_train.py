@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -13,14 +14,14 @@ import numpy as np
 import optax
 import pytest
 
-from catsdogs import config as config_lib
+from catsdogs import auto, config as config_lib
 from catsdogs import onednn
 from catsdogs.models import create_model, init_variables
 from catsdogs.optimizer import (create_learning_rate_fn, create_optimizer,
                                 split_params)
 from catsdogs.preprocessing import Preprocessing, model_input
-from catsdogs.train import create_train_step
 from catsdogs.train_state import create_train_state
+from catsdogs.train_step import create_train_step
 from configs import finetune
 
 BATCH = 8
@@ -29,14 +30,15 @@ BATCH = 8
 def tiny_config(**fields):
   config = finetune.get_config()
   config.update_from_flattened_dict({
-      'model.name': 'resnet18', 'model.width': 0.125, 'data.image_size': 32,
+      'model.name': 'resnet18', 'model.width': 0.125,
+      'model.weights': 'none', 'data.source': 'bundled', 'data.image_size': 32,
       'train.batch_size': BATCH, 'optim.warmup_epochs': 0.0,
       'optim.schedule': 'constant', 'optim.grad_clip_norm': 0.0,
       'augment.crop_scale': (0.999, 1.0), 'augment.flip': False,
       'augment.color_jitter': 0.0})
   config.update_from_flattened_dict(fields)
   config_lib.check(config)
-  return config_lib.resolve(config, 'cpu')[0]
+  return auto.resolve(config, 'cpu', pathlib.Path())[0]
 
 
 def one_device():
@@ -55,9 +57,9 @@ def build(config):
   optimizer = create_optimizer(config.optim, trainable, learning_rate_fn)
   state = create_train_state(variables, trainable, optimizer,
                              ema=config.optim.ema_decay > 0)
-  step = create_train_step(config, model, optimizer, learning_rate_fn,
-                           Preprocessing(config.data.image_size),
-                           one_device())
+  step = create_train_step(config, model,
+                           Preprocessing(config.data.image_size), optimizer,
+                           learning_rate_fn, one_device())
   return model, state, step
 
 
