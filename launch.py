@@ -48,22 +48,21 @@ def main(_) -> None:
 
 def _run() -> None:
   workdir = command_line.workdir()
-  cache = pathlib.Path(os.environ.get(
-      'CATSDOGS_CACHE', pathlib.Path.home() / '.cache' / 'catsdogs'))
+  cache = command_line.cache()
   # Imported where they are used, since some of them take seconds.
   if _MODE.value == 'train':
     _train(workdir, cache)
   elif _MODE.value == 'evaluate':
     from catsdogs.evaluate import evaluate_checkpoint
-    evaluate_checkpoint(_started_config(workdir), workdir, cache,
+    evaluate_checkpoint(_config_of_run(workdir, cache), workdir, cache,
                         _CHECKPOINT.value, _IMAGES.value)
   elif not _IMAGES.value:
     raise UserError('--mode=predict needs --images=PATH[,PATH...]')
   else:
     from catsdogs.predict import predict_files
     from catsdogs.restore import restore_checkpoint
-    restored = restore_checkpoint(workdir, _started_config(workdir),
-                                  _CHECKPOINT.value)
+    restored = restore_checkpoint(workdir, _config_of_run(workdir, cache),
+                                  _CHECKPOINT.value, cache)
     predict_files(restored, _IMAGES.value, workdir)
 
 
@@ -74,7 +73,8 @@ def _train(workdir: pathlib.Path, cache: pathlib.Path) -> None:
   from catsdogs.train import train_and_evaluate
   from catsdogs.workdir import begin_or_continue
   config, notice = begin_or_continue(workdir, _CONFIG.value, _RESTART.value,
-                                     jax.default_backend())
+                                     jax.default_backend(), cache,
+                                     jax.process_count())
   finished = results.read_finished(workdir)
   if finished is None:
     if notice:
@@ -85,11 +85,14 @@ def _train(workdir: pathlib.Path, cache: pathlib.Path) -> None:
   results.tell(finished, workdir)
 
 
-def _started_config(workdir: pathlib.Path):
-  from catsdogs.workdir import started_config
-  overrides = {} if _CONFIG.value is None else (
-      config_flags.get_override_values(flags.FLAGS['config']))
-  return started_config(workdir, overrides)
+def _config_of_run(workdir: pathlib.Path, cache: pathlib.Path):
+  import jax
+  from catsdogs.workdir import CONFIG_FILE, begin_or_continue, started_config
+  if (_CHECKPOINT.value == 'pretrained' and _CONFIG.value is not None
+      and not (workdir / CONFIG_FILE).exists()):  # Weights ask for no run.
+    return begin_or_continue(workdir, _CONFIG.value, False,
+                             jax.default_backend(), cache)[0]
+  return started_config(workdir, command_line.overrides())
 
 
 if __name__ == '__main__':

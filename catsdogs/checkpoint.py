@@ -149,6 +149,19 @@ def choose_step(workdir: pathlib.Path, which: str) -> int:
                   f'and the steps {", ".join(map(str, steps))}')
 
 
+def read_meta(workdir: pathlib.Path, step: int) -> Meta:
+  """The JSON of a saved step; of it, nothing else is read.
+
+  Raises:
+    UserError: the checkpoint is damaged.
+  """
+  directory = checkpoint_dir(workdir) / str(step)
+  try:
+    return json.loads((directory / 'meta' / 'metadata').read_text())
+  except (OSError, ValueError) as e:
+    raise _unreadable(directory, e) from e
+
+
 def restore_variables(workdir: pathlib.Path, step: int
                       ) -> tuple[dict[str, Any], Meta]:
   """What the model needs of a checkpoint, as host arrays, and its JSON.
@@ -168,8 +181,8 @@ def restore_variables(workdir: pathlib.Path, step: int
   """
   directory = checkpoint_dir(workdir) / str(step)
   wanted = ('params', 'batch_stats', 'ema_params', 'ema_batch_stats')
+  meta = read_meta(workdir, step)
   try:
-    meta = json.loads((directory / 'meta' / 'metadata').read_text())
     with ocp.PyTreeCheckpointer() as checkpointer:
       path = epath.Path(directory / 'state')
       saved = checkpointer.metadata(path).item_metadata.tree
@@ -179,11 +192,16 @@ def restore_variables(workdir: pathlib.Path, step: int
       state = checkpointer.restore(path, args=ocp.args.PyTreeRestore(
           item, restore_args=restore_args, partial_restore=True))
   except Exception as e:  # Orbax raises what its many layers raise.
-    raise UserError(f'checkpoint {directory} cannot be read ({_one_line(e)}); '
-                    'choose another with --checkpoint=STEP') from e
+    raise _unreadable(directory, e) from e
   # A part that is not on the disk would come back without its values.
   assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(state))
   return TrainState(step=step, opt_state=None, **state).eval_variables(), meta
+
+
+def _unreadable(directory: pathlib.Path, error: Exception) -> UserError:
+  return UserError(f'checkpoint {directory} cannot be read '
+                   f'({_one_line(error)}); choose another with '
+                   '--checkpoint=STEP')
 
 
 def _one_line(error: Exception) -> str:

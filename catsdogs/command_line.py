@@ -6,7 +6,7 @@ import pathlib
 import signal
 import sys
 import traceback
-from typing import Callable
+from typing import Any, Callable
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -48,6 +48,19 @@ def workdir() -> pathlib.Path:
                     '--workdir of a run')
   file = config_flags.get_config_filename(flags.FLAGS['config'])
   return pathlib.Path('runs') / pathlib.Path(file.partition(':')[0]).stem
+
+
+def cache() -> pathlib.Path:
+  """The folder for what is made once and used again."""
+  home = pathlib.Path.home() / '.cache' / 'catsdogs'
+  return pathlib.Path(os.environ.get('CATSDOGS_CACHE', home)).expanduser()
+
+
+def overrides() -> dict[str, Any]:
+  """What was set by --config.FIELD=VALUE, by dotted field."""
+  if flags.FLAGS.config is None:
+    return {}
+  return config_flags.get_override_values(flags.FLAGS['config'])
 
 
 def run(action: Callable[[], None]) -> None:

@@ -86,7 +86,8 @@ def predict(restored: Restored, files: list[str]) -> Iterator[Prediction]:
   mesh = create_mesh()
   batch_size = min(BATCH_SIZE, len(files))
   batch_size = -(-batch_size // mesh.size) * mesh.size
-  eval_step = create_eval_step(restored.model, restored.preprocessing, mesh)
+  eval_step = create_eval_step(restored.model, restored.preprocessing, mesh,
+                               restored.groups)
   variables = jax.device_put(restored.variables, NamedSharding(mesh, P()))
   size = restored.preprocessing.decoded_size
 

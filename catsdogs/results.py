@@ -18,6 +18,8 @@ from catsdogs.metric_log import MetricLog
 from catsdogs.progress import Clock, Timetable, Totals
 
 FILE = 'results.json'
+# Classes that the console names; `results.json` has them all.
+_LISTED = 10
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint',
              'tensorflow-datasets', 'ml_collections', 'numpy', 'pillow')
 
@@ -28,9 +30,11 @@ def introduce(data: Data, workdir: pathlib.Path) -> None:
     say(f'Note: {notice}.')
   for photos, name in ((data.train, 'training'), (data.val, 'validation')):
     counts = np.bincount(photos.split.labels, minlength=len(data.class_names))
-    classes = ', '.join(f'{c} {n}' for c, n in zip(data.class_names, counts))
+    classes = [f'{c} {n}' for c, n in zip(data.class_names, counts)]
+    if len(classes) > _LISTED:
+      classes[_LISTED:] = [f'{len(classes) - _LISTED} more']
     say(f'Found {len(photos)} {name} images belonging to '
-        f'{len(data.class_names)} classes ({classes}).')
+        f'{len(data.class_names)} classes ({", ".join(classes)}).')
   tell_left_out(data, workdir)
 
 
@@ -74,7 +78,7 @@ class ParameterCount:
 
 def write(workdir: pathlib.Path, status: str,
           config: ml_collections.ConfigDict, data: Data,
-          parameters: ParameterCount, log: MetricLog,
+          parameters: ParameterCount, log: MetricLog, before_name: str,
           evaluation: Evaluation | None, epoch_totals: Totals,
           timetable: Timetable, clock: Clock) -> dict[str, Any]:
   """Writes `results.json`, and `predictions/val.csv` where there is one.
@@ -86,6 +90,7 @@ def write(workdir: pathlib.Path, status: str,
     data: what was trained and evaluated on.
     parameters: of the model.
     log: of the run.
+    before_name: which model was evaluated before the first step.
     evaluation: of the best checkpoint, once there is one.
     epoch_totals: of the latest epoch's training.
     timetable: of the run.
@@ -103,8 +108,9 @@ def write(workdir: pathlib.Path, status: str,
       'best_step': log.best_step(),
       'train_accuracy': training.get('train_accuracy'),
       'train_loss': training.get('train_loss'),
-      'before': before and {'val_accuracy': before[1], 'val_loss': before[0],
-                            'val_count': len(data.val)},
+      'before': before and {
+          'model': before_name.removesuffix('.'), 'val_accuracy': before[1],
+          'val_loss': before[0], 'val_count': len(data.val)},
       'epochs': config.train.epochs,
       'steps': timetable.total_steps,
       'seconds_total': clock.seconds_total(),

@@ -16,7 +16,7 @@ from catsdogs.errors import UserError
 from catsdogs.pretrained import load
 from catsdogs.pretrained import torch_file
 from catsdogs.pretrained import torchvision_names
-from weight_files import (CLASSES, refusal, small_shapes, weights_like,
+from weight_files import (CLASSES, load_weights, refusal, small_shapes, weights_like,
                           write_safetensors, write_weights_legacy,
                           write_weights_zip)
 
@@ -53,7 +53,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, shapes, name):
   for tenth in range(10):
     path = tmp_path / f'{tenth}.pth'
     path.write_bytes(data[:len(data) * tenth // 10])
-    message = refusal(load.load_weights, path, shapes)
+    message = refusal(load_weights, path, shapes)
     assert 'download it again' in message
 
 
@@ -69,7 +69,7 @@ def test_flipped_bytes_load_or_are_refused(tmp_path, shapes, name):
       damaged[position] = random.randint(256)
     path.write_bytes(damaged)
     try:
-      load.load_weights(path, shapes)
+      load_weights(path, shapes)
     except UserError as error:
       assert '\n' not in str(error)
 
@@ -85,13 +85,13 @@ def test_flipped_bytes_load_or_are_refused(tmp_path, shapes, name):
 def test_what_is_no_weights_file_is_refused(tmp_path, shapes, content, told):
   path = tmp_path / 'x.pth'
   path.write_bytes(content)
-  message = refusal(load.load_weights, path, shapes)
+  message = refusal(load_weights, path, shapes)
   assert str(path) in message and told in message
 
 
 def test_no_file_at_all_is_refused(tmp_path, shapes):
   for path in (tmp_path / 'none.pth', tmp_path):
-    assert 'no such file' in refusal(load.load_weights, path, shapes)
+    assert 'no such file' in refusal(load_weights, path, shapes)
     refusal(load.sha256, path)
     refusal(torch_file.read_torch_file, path)
 
@@ -108,11 +108,9 @@ def test_sha256_is_that_of_the_bytes(tmp_path):
 def test_weights_arrive_where_they_belong(tmp_path, shapes, weights, name):
   counts = {'bn1.num_batches_tracked': np.zeros(1, np.float32)}
   path = WRITERS[name](tmp_path / 'misnamed.bin', {**weights, **counts})
-  variables, report = load.load_weights(path, shapes)
+  variables, head_loaded = load_weights(path, shapes)
   flat = traverse_util.flatten_dict(variables, sep='/')
-  assert report == load.LoadReport(
-      head_loaded=True, head_classes=CLASSES,
-      loaded=sum(x.size for x in weights.values()))
+  assert head_loaded
   for array in flat.values():
     assert type(array) is np.ndarray and array.dtype == np.float32
     assert array.flags.c_contiguous and array.flags.writeable
@@ -142,25 +140,25 @@ def test_weights_arrive_where_they_belong(tmp_path, shapes, weights, name):
 def test_other_floats_become_float32(tmp_path, shapes, weights, dtype):
   path = write_safetensors(tmp_path / 'x', {
       f'module.{name}': x.astype(dtype) for name, x in weights.items()})
-  variables, _ = load.load_weights(path, shapes)
+  variables, _ = load_weights(path, shapes)
   loaded = variables['params']['stem']['bn']['scale']
   np.testing.assert_array_equal(
       loaded, weights['bn1.weight'].astype(dtype).astype(np.float32))
 
 
 def test_our_own_names_are_taken_as_they_are(tmp_path, shapes, weights):
-  variables, _ = load.load_weights(
+  variables, _ = load_weights(
       write_safetensors(tmp_path / 'theirs', weights), shapes)
   flat = traverse_util.flatten_dict(variables, sep='/')
   path = write_safetensors(tmp_path / 'ours', flat)
-  again, report = load.load_weights(path, shapes)
-  assert report.head_loaded
+  again, head_loaded = load_weights(path, shapes)
+  assert head_loaded
   jax.tree.map(np.testing.assert_array_equal, again, variables)
 
   del flat['params/stem/conv/kernel']
   flat['params/stem/conv/kernle'] = np.zeros(3, np.float32)
   message = refusal(
-      load.load_weights, write_safetensors(path, flat), shapes)
+      load_weights, write_safetensors(path, flat), shapes)
   assert '1 missing: params/stem/conv/kernel' in message
   assert '1 unexpected: params/stem/conv/kernle' in message
 
@@ -180,8 +178,8 @@ def test_a_head_of_other_classes_or_none_stays_new(
                for path in traverse_util.flatten_dict(fresh, sep='/')
                if (name := torchvision_names.torchvision_name(path)) in weights}
   path = write_safetensors(tmp_path / 'x', weights)
-  variables, report = load.load_weights(path, fresh)
-  assert not report.head_loaded and report.head_classes == classes
+  variables, head_loaded = load_weights(path, fresh)
+  assert not head_loaded
   for leaf in ('kernel', 'bias'):
     assert variables['params']['head'][leaf] is fresh['params']['head'][leaf]
   assert variables['params']['stem']['conv']['kernel'].any()
@@ -194,7 +192,7 @@ def test_all_that_differs_is_told_in_one_line(tmp_path, shapes, weights):
   weights['layer1.0.conv1.weight'] = np.zeros((8, 8, 1, 1), np.float32)
   weights['bn1.weight'] = weights['bn1.weight'].astype(np.int32)
   path = write_safetensors(tmp_path / 'x', weights)
-  message = refusal(load.load_weights, path, shapes)
+  message = refusal(load_weights, path, shapes)
   for part in ('2 missing: ', 'bn1.bias', 'layer4.1.bn2.running_var',
                '7 unexpected: ', 'extra0.weight', ' and 2 more',
                'layer1.0.conv1.weight (8, 8, 1, 1) instead of (8, 8, 3, 3)',
@@ -217,7 +215,7 @@ def test_a_head_that_fits_nowhere_is_refused(
     else:
       weights[name] = np.zeros(shape, np.float32)
   path = write_safetensors(tmp_path / 'x', weights)
-  assert part in refusal(load.load_weights, path, shapes)
+  assert part in refusal(load_weights, path, shapes)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +229,7 @@ def test_weights_of_another_architecture_are_recognised(tmp_path, shapes, name):
     content[torchvision_names.torchvision_name(path)] = np.zeros(
         shape, np.float16)
   path = write_safetensors(tmp_path / 'x', content)
-  message = refusal(load.load_weights, path, shapes)
+  message = refusal(load_weights, path, shapes)
   assert f'they look like {name} of width 0.25' in message
   assert 'the model is resnet18 of width 0.125' in message
 
@@ -239,7 +237,7 @@ def test_weights_of_another_architecture_are_recognised(tmp_path, shapes, name):
 def test_weights_of_no_resnet_are_recognised(tmp_path, shapes):
   path = write_safetensors(tmp_path / 'x', {
       'features.0.weight': np.zeros((64, 3, 3, 3), np.float32)})
-  message = refusal(load.load_weights, path, shapes)
+  message = refusal(load_weights, path, shapes)
   assert 'look like no ResNet' in message
 
 
@@ -248,7 +246,7 @@ def test_numbers_that_are_not_finite_are_refused(
     tmp_path, shapes, weights, value):
   weights['layer2.0.bn1.running_var'][3] = value
   path = write_safetensors(tmp_path / 'x', weights)
-  message = refusal(load.load_weights, path, shapes)
+  message = refusal(load_weights, path, shapes)
   assert 'layer2.0.bn1.running_var' in message
 
 
@@ -272,9 +270,9 @@ def test_what_torch_saves_gives_its_logits(tmp_path, kind):
     torch.save(original.state_dict(), path,
                _use_new_zipfile_serialization=kind == 'zip')
   model = models.create_model(peers.model_config('resnet18'), 1000)
-  variables, report = load.load_weights(
+  variables, head_loaded = load_weights(
       path, small_shapes(classes=1000, width=1.0))
-  assert report.head_loaded
+  assert head_loaded
   pictures = peers.random_pictures(75, seed=2)
   with jax.default_matmul_precision('highest'):
     ours = np.asarray(model.apply(variables, pictures))

@@ -9,10 +9,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from catsdogs.pretrained import load
 from catsdogs.pretrained import torch_file
-from weight_files import (call, FOUR, Opcodes, opcodes, refusal, tensor,
-                          write_legacy, write_zip, zip_of)
+from weight_files import (call, FOUR, load_weights, Opcodes, opcodes, refusal,
+                          tensor, write_legacy, write_zip, zip_of)
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
@@ -84,7 +83,7 @@ def test_a_bare_pickle_is_refused_and_not_run(tmp_path, protocol):
   with zipfile.ZipFile(tmp_path / 'y.pth', 'w') as archive:
     archive.writestr('x/data.pkl', path.read_bytes())
   for file in (path, tmp_path / 'y.pth'):
-    refusal(load.load_weights, file, {})
+    refusal(load_weights, file, {})
   assert not ran.exists()
 
 

@@ -1,5 +1,6 @@
 """Files of weights as others write them, for the tests, made without torch."""
 
+import json
 import pathlib
 import pickle
 import struct
@@ -14,11 +15,22 @@ from safetensors import numpy as safetensors
 
 from catsdogs import models
 from catsdogs.errors import UserError
+from catsdogs.preprocessing import Preprocessing
+from catsdogs.pretrained import bundled
+from catsdogs.pretrained import load
 from catsdogs.pretrained import torchvision_names
 
 CLASSES = 5
+# A fish, a dog and two cats, of ImageNet.
+IMAGENET_IDS = ('n01440764', 'n02085620', 'n02123045', 'n02123394')
 
 Path = pathlib.Path
+
+
+def load_weights(path: Path, variables: Any) -> tuple[Any, bool]:
+  """What a file gives a model, and whether the head came along."""
+  tensors, _ = load.read_tensors(path)
+  return load.fit(path, tensors, variables)
 
 
 # Files, made without torch.
@@ -108,6 +120,20 @@ def weights_like(variables: dict[str, Any]) -> dict[str, np.ndarray]:
       {torchvision_names.torchvision_name(path):
        torchvision_names.torchvision_shape(array.shape)
        for path, array in flat.items()}, seed=1)
+
+
+def write_own(path: Path, class_names: tuple[str, ...] = IMAGENET_IDS
+              ) -> dict[str, np.ndarray]:
+  """Writes a file as `bundled.write` does, but of random numbers."""
+  random = np.random.default_rng(0)
+  shapes = traverse_util.flatten_dict(
+      small_shapes(classes=len(class_names)), sep='/')
+  tensors = {name: random.uniform(0.1, 0.2, shape.shape).astype(np.float16)
+             for name, shape in shapes.items()}
+  about = {'class_names': class_names,
+           'preprocessing': Preprocessing(64, 0.9, std=(0.5,) * 3).to_dict()}
+  safetensors.save_file(tensors, path, {bundled.KEY: json.dumps(about)})
+  return tensors
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> Path:

@@ -1,59 +1,145 @@
 """The parameters that a run starts from: random, or someone's weights."""
 
+import dataclasses
+import json
 import pathlib
-from typing import Any
+from typing import Any, Callable, Mapping
 
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from catsdogs.checkpoint import choose_step, restore_variables
 from catsdogs.errors import UserError
 from catsdogs.models import ResNet, init_variables, variable_shapes
-from catsdogs.pretrained.load import fit, load_weights
+from catsdogs.preprocessing import Preprocessing
+from catsdogs.pretrained import bundled, download, imagenet, known_weights
+from catsdogs.pretrained.load import fit, read_tensors, sha256
 
 
-def initial_variables(config: ml_collections.ConfigDict, model: ResNet,
-                      class_names: tuple[str, ...]
-                      ) -> tuple[dict[str, Any], str]:
-  """Makes or reads the model's variables.
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+  """Someone's weights, with what has to come along with them.
+
+  Attributes:
+    origin: where they are from, for what is told.
+    tensors: by torchvision's names, or by our own paths.
+    class_names: of the head's outputs, WordNet ids where they are ImageNet's;
+      None where the file does not say.
+    preprocessing: what the photos went through in training; of another size,
+      perhaps.
+  """
+
+  origin: str
+  tensors: Mapping[str, np.ndarray]
+  class_names: tuple[str, ...] | None
+  preprocessing: Preprocessing
+
+  def put_into(self, model: ResNet, class_names: tuple[str, ...]
+               ) -> tuple[dict[str, Any], bool]:
+    """The model's variables, and whether the head came along.
+
+    A head that knows other classes stays behind; the new one is zero.
+
+    Raises:
+      UserError: the weights are of another architecture.
+    """
+    tensors = self.tensors
+    if self.class_names not in (None, class_names):
+      tensors = {name: tensor for name, tensor in tensors.items()
+                 if not name.startswith(('params/head/', 'fc.'))}
+    # Nothing is drawn at random.
+    variables, head_loaded = fit(self.origin, tensors, variable_shapes(model))
+    variables = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype)
+        if isinstance(x, jax.ShapeDtypeStruct) else x, variables)
+    return variables, head_loaded
+
+
+def open_pretrained(config: ml_collections.ConfigDict, cache: pathlib.Path,
+                    check: Callable[[], None] = lambda: None
+                    ) -> Pretrained | None:
+  """Reads the weights that `model.weights` names; None for random ones.
 
   Args:
     config: resolved.
+    cache: the folder for what is made once and used again.
+    check: called while a download goes on; what it raises ends that.
+
+  Raises:
+    UserError: they cannot be had, or cannot be read.
+  """
+  weights, size = config.model.weights, config.data.image_size
+  if weights == 'none':
+    return None
+  if weights == 'bundled':
+    return _of_file(bundled.FILE, size, 'bundled')
+  if weights.startswith('torchvision:'):
+    known = known_weights.find(config.model.name, weights.partition(':')[2])
+    file = download.fetch(known.url, known.sha256, known.mebibytes,
+                          cache / 'weights', check)
+    return _of_file(file, size)
+  path = pathlib.Path(weights).expanduser()
+  if path.is_dir():
+    return _of_run(path, size)
+  if path.is_file():
+    return _of_file(path, size)
+  raise UserError(
+      f'config.model.weights: there is no file or run {path}; give a .pth or '
+      ".safetensors file, a workdir, 'bundled', 'torchvision:IMAGENET1K_V2' or "
+      "'none'")
+
+
+def initial_variables(config: ml_collections.ConfigDict,
+                      pretrained: Pretrained | None, model: ResNet,
+                      class_names: tuple[str, ...]
+                      ) -> tuple[dict[str, Any], str]:
+  """Puts the weights into the model, or makes random ones.
+
+  Args:
+    config: resolved.
+    pretrained: of `open_pretrained`.
     model: of the config's `model` part.
-    class_names: in the order of the logits; the head of a run that knew other
-      classes is left where it is.
+    class_names: in the order of the logits.
 
   Returns:
     `params` and `batch_stats`, and a sentence that says where they are from.
 
   Raises:
-    UserError: the weights cannot be read, or are of another architecture.
+    UserError: the weights are of another architecture.
   """
-  weights = config.model.weights
-  if weights == 'none':
+  if pretrained is None:
     return init_variables(model, config.seed), 'Random weights.'
-  path = pathlib.Path(weights).expanduser()
-  # Nothing is drawn at random: a new head starts from zero.
-  shapes = variable_shapes(model)
-  if path.is_dir():
-    step = choose_step(path, 'best')
-    variables, meta = restore_variables(path, step)
-    tensors = traverse_util.flatten_dict(variables, sep='/')
-    if tuple(meta['class_names']) != class_names:
-      tensors = {name: tensor for name, tensor in tensors.items()
-                 if not name.startswith('params/head/')}
-    origin = f'{path}, checkpoint {step}'
-    variables, report = fit(origin, tensors, shapes)
-  elif path.is_file():
-    origin = str(path)
-    variables, report = load_weights(path, shapes)
-  else:
-    raise UserError(f'config.model.weights: there is no file or run {path}; '
-                    "give a .pth or .safetensors file, a workdir, or 'none'")
-  variables = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype)
-      if isinstance(x, jax.ShapeDtypeStruct) else x, variables)
-  head = 'its head too' if report.head_loaded else 'a new head'
-  return variables, f'Weights from {origin}, {head}.'
+  variables, head_loaded = pretrained.put_into(model, class_names)
+  head = 'its head too' if head_loaded else 'a new head'
+  return variables, f'Weights from {pretrained.origin}, {head}.'
+
+
+def _of_run(workdir: pathlib.Path, image_size: int) -> Pretrained:
+  step = choose_step(workdir, 'best')
+  variables, meta = restore_variables(workdir, step)
+  preprocessing = Preprocessing.from_dict(meta['preprocessing'])
+  return Pretrained(
+      f'{workdir}, checkpoint {step}',
+      traverse_util.flatten_dict(variables, sep='/'),
+      tuple(meta['class_names']),
+      dataclasses.replace(preprocessing, image_size=image_size))
+
+
+def _of_file(path: pathlib.Path, image_size: int,
+             origin: str | None = None) -> Pretrained:
+  """What a file holds: ours say all by themselves, known ones by their hash."""
+  tensors, metadata = read_tensors(path)
+  class_names, preprocessing = None, Preprocessing(image_size)
+  if bundled.KEY in metadata:
+    about = json.loads(metadata[bundled.KEY])
+    class_names = tuple(about['class_names'])
+    preprocessing = dataclasses.replace(
+        Preprocessing.from_dict(about['preprocessing']), image_size=image_size)
+  elif known := known_weights.by_hash(sha256(path)):
+    class_names = tuple(imagenet.classes())
+    preprocessing = Preprocessing(image_size, known.crop_fraction)
+    origin = f"{path} (torchvision's {known.model}, {known.tag})"
+  return Pretrained(origin or str(path), tensors, class_names, preprocessing)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import math
 import os
 import re
 from typing import Any, Mapping
@@ -29,58 +28,60 @@ _LISTED = 5
 _Shapes = dict[str, tuple[int, ...]]
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadReport:
-  """What came out of a file of weights.
+def read_tensors(path: str | os.PathLike
+                 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """Reads a `.pth`, `.pt` or `.safetensors` file.
 
-  Attributes:
-    head_loaded: whether the head came along; it stays new otherwise.
-    head_classes: outputs of the file's own head, None where it has none.
-    loaded: count of the numbers, parameters and statistics, that were loaded.
+  The file's content decides how it is read, not its name.
+
+  Returns:
+    The tensors by their names, as they are in the file; and its metadata, which
+    safetensors files may have.
+
+  Raises:
+    UserError: the file cannot be read.
   """
+  # A pipe or a device would have us wait for ever.
+  if not os.path.isfile(path):
+    raise UserError(f'{path}: there is no such file; name a .pth or '
+                    '.safetensors file of weights')
+  try:
+    with open(path, 'rb') as file:
+      start = file.read(16)
+  except OSError as error:
+    raise UserError(f'{path}: {error.strerror}; name a file of weights that '
+                    'can be read') from error
+  if start[:4] == torch_file.ZIP_START or start[:2] in torch_file.PICKLE_STARTS:
+    return torch_file.read_torch_file(path), {}
+  # The size of a JSON header in eight bytes, then the header.
+  if start[8:9] == b'{':
+    return _read_safetensors(path, int.from_bytes(start[:8], 'little'))
+  likeness = f'it begins with {start!r}' if start else 'it is empty'
+  raise UserError(f'{path}: is neither a torch nor a safetensors file, '
+                  f'{likeness}; download it again, or name another')
 
-  head_loaded: bool
-  head_classes: int | None
-  loaded: int
 
+def fit(path: str | os.PathLike, tensors: Mapping[str, np.ndarray],
+        variables: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+  """Puts named tensors into a ResNet's variables.
 
-def load_weights(path: str | os.PathLike, variables: Mapping[str, Any]
-                 ) -> tuple[dict[str, Any], LoadReport]:
-  """Reads a ResNet's weights from a `.pth`, `.pt` or `.safetensors` file.
-
-  The file's content decides how it is read, not its name. Its tensors are
-  called as in torchvision or, in safetensors, by our own paths such as
-  `params/stem/conv/kernel`. Every variable must be in the file and every tensor
-  in the model; only a head of another number of classes, or none, is passed
-  over.
+  Every variable must be among the tensors and every tensor in the model; only a
+  head of another number of classes, or none, is passed over.
 
   Args:
-    path: of the file.
+    path: where they are from, for what is told.
+    tensors: by torchvision's names, or by our own paths such as
+      `params/stem/conv/kernel`.
     variables: `params` and `batch_stats` of the model, arrays or
       `jax.ShapeDtypeStruct`s.
 
   Returns:
     The variables as contiguous float32 numpy arrays, of which a head that was
-    passed over is the one given, as it is; and what was loaded.
+    passed over is the one given, as it is; and whether the head came along.
 
   Raises:
-    UserError: the file cannot be read, does not fit the model (all that
-      differs is told), or holds a number that is not finite.
-  """
-  return fit(path, _read(path), variables)
-
-
-def fit(path: str | os.PathLike, tensors: Mapping[str, np.ndarray],
-        variables: Mapping[str, Any]) -> tuple[dict[str, Any], LoadReport]:
-  """Puts named tensors into a model's variables, as `load_weights` says.
-
-  Args:
-    path: where they are from, for what is told.
-    tensors: by torchvision's names, or by our own paths.
-    variables: of the model.
-
-  Raises:
-    UserError: they do not fit.
+    UserError: they do not fit the model (all that differs is told), or hold a
+      number that is not finite.
   """
   tensors = {name: tensor for name, tensor in tensors.items()
              if not name.endswith(torchvision_names.IGNORED_SUFFIX)}
@@ -111,9 +112,7 @@ def fit(path: str | os.PathLike, tensors: Mapping[str, np.ndarray],
   for variable, name in names.items():
     # Popped, so that what was read goes as soon as it is converted.
     loaded[variable] = _float32(path, name, to_ours(tensors.pop(name)))
-  report = LoadReport(head_loaded, head_classes,
-                      sum(math.prod(shape) for shape in shapes.values()))
-  return traverse_util.unflatten_dict(loaded, sep='/'), report
+  return traverse_util.unflatten_dict(loaded, sep='/'), head_loaded
 
 
 def sha256(path: str | os.PathLike) -> str:
@@ -130,37 +129,17 @@ def sha256(path: str | os.PathLike) -> str:
                     'can be read') from error
 
 
-def _read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """The tensors of a file of any kind that we know, as they are in it."""
-  # A pipe or a device would have us wait for ever.
-  if not os.path.isfile(path):
-    raise UserError(f'{path}: there is no such file; name a .pth or '
-                    '.safetensors file of weights')
-  try:
-    with open(path, 'rb') as file:
-      start = file.read(16)
-  except OSError as error:
-    raise UserError(f'{path}: {error.strerror}; name a file of weights that '
-                    'can be read') from error
-  if start[:4] == torch_file.ZIP_START or start[:2] in torch_file.PICKLE_STARTS:
-    return torch_file.read_torch_file(path)
-  # The size of a JSON header in eight bytes, then the header.
-  if start[8:9] == b'{':
-    return _read_safetensors(path, int.from_bytes(start[:8], 'little'))
-  likeness = f'it begins with {start!r}' if start else 'it is empty'
-  raise UserError(f'{path}: is neither a torch nor a safetensors file, '
-                  f'{likeness}; download it again, or name another')
-
-
 def _read_safetensors(path: str | os.PathLike,
-                      header_bytes: int) -> dict[str, np.ndarray]:
-  """The tensors of a safetensors file, without a prefix of `module.`."""
+                      header_bytes: int
+                      ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """Tensors, without a prefix of `module.`, and metadata of such a file."""
   try:
     if header_bytes > _MAX_SAFETENSORS_HEADER_BYTES:
       raise ValueError(f'its header claims {header_bytes} bytes')
     with safetensors.safe_open(os.fspath(path), framework='numpy') as file:
       return torch_file.without_prefix(
-          {name: file.get_tensor(name) for name in file.keys()})
+          {name: file.get_tensor(name) for name in file.keys()}
+      ), file.metadata() or {}
   # Beside its own error, the library lets through what numpy says of a type
   # that numpy does not have.
   except (safetensors.SafetensorError, ValueError, TypeError, AttributeError,

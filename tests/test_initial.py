@@ -1,0 +1,122 @@
+"""Where a run's weights come from, and what comes along with them."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from catsdogs import models
+from catsdogs.errors import UserError
+from catsdogs.preprocessing import Preprocessing
+from catsdogs.pretrained import imagenet, known_weights
+from catsdogs.pretrained.initial import initial_variables, open_pretrained
+from catsdogs.restore import zero_shot_model
+from configs import finetune
+from weight_files import (IMAGENET_IDS, small_shapes, weights_like, write_own,
+                          write_weights_zip)
+
+THEIRS = IMAGENET_IDS
+OURS = ('cat', 'dog')
+
+
+def config_of(weights: str, image_size: int = 48):
+  config = finetune.get_config('resnet18').unlock()
+  config.model.width, config.model.dtype = 0.125, 'float32'
+  config.model.weights, config.data.image_size = weights, image_size
+  return config
+
+
+def variables_of(config, class_names, tmp_path):
+  pretrained = open_pretrained(config, tmp_path)
+  model = models.create_model(config.model, len(class_names))
+  return initial_variables(config, pretrained, model, class_names)
+
+
+def test_random_weights_are_nobodys(tmp_path):
+  config = config_of('none')
+  assert open_pretrained(config, tmp_path) is None
+  _, origin = variables_of(config, OURS, tmp_path)
+  assert origin == 'Random weights.'
+
+
+def test_a_file_of_ours_tells_its_classes_and_preprocessing(tmp_path):
+  file = tmp_path / 'own.safetensors'
+  write_own(file)
+  pretrained = open_pretrained(config_of(str(file)), tmp_path)
+  assert pretrained.class_names == THEIRS
+  assert pretrained.preprocessing == Preprocessing(48, 0.9, std=(0.5,) * 3)
+
+
+def test_a_head_stays_behind_where_the_classes_differ(tmp_path):
+  """Though they are as many: their order would be another."""
+  file = tmp_path / 'own.safetensors'
+  tensors = write_own(file)
+  theirs, origin = variables_of(config_of(str(file)), THEIRS, tmp_path)
+  assert origin.endswith('its head too.')
+  np.testing.assert_array_equal(theirs['params']['head']['kernel'],
+                                tensors['params/head/kernel'])
+  others, origin = variables_of(config_of(str(file)), THEIRS[::-1], tmp_path)
+  assert origin.endswith('a new head.')
+  assert not np.any(others['params']['head']['kernel'])
+  np.testing.assert_array_equal(others['params']['stem']['conv']['kernel'],
+                                tensors['params/stem/conv/kernel'])
+
+
+@pytest.fixture(name='known')
+def fixture_known(tmp_path, monkeypatch) -> known_weights.KnownWeights:
+  """A published file of weights, in the folder `cache`."""
+  file = tmp_path / 'cache' / 'weights' / 'published.pth'
+  file.parent.mkdir(parents=True)
+  write_weights_zip(file, weights_like(small_shapes(classes=1000)))
+  known = known_weights.KnownWeights(
+      'resnet18', 'IMAGENET1K_V1', 'http://127.0.0.1:9/published.pth',
+      hashlib.sha256(file.read_bytes()).hexdigest()[:8],
+      file.stat().st_size / 2**20, 232)
+  monkeypatch.setattr(known_weights, 'WEIGHTS', (known,))
+  return known
+
+
+@pytest.mark.parametrize('how', ['by name', 'by content'])
+def test_published_weights_come_with_imagenets_classes(tmp_path, known, how):
+  """Also where they are given as a file, whatever its name."""
+  cache = tmp_path / 'cache'
+  weights = 'torchvision:IMAGENET1K_V1'
+  if how == 'by content':
+    weights = str((cache / 'weights' / 'published.pth').rename(
+        tmp_path / 'misnamed.bin'))
+  pretrained = open_pretrained(config_of(weights), cache)
+  assert pretrained.class_names == tuple(imagenet.classes())
+  assert pretrained.preprocessing == Preprocessing(48, 224 / 232)
+  assert 'torchvision' in pretrained.origin
+
+
+def test_a_file_that_nobody_knows_says_nothing_of_its_classes(tmp_path):
+  file = write_weights_zip(tmp_path / 'x.pth',
+                           weights_like(small_shapes(classes=1000)))
+  pretrained = open_pretrained(config_of(str(file)), tmp_path)
+  assert pretrained.class_names is None
+  assert zero_shot_model(config_of(str(file)), pretrained, OURS) is None
+
+
+def test_weights_that_do_not_exist_are_refused(tmp_path):
+  with pytest.raises(UserError, match='there is no file or run'):
+    open_pretrained(config_of(str(tmp_path / 'nothing')), tmp_path)
+
+
+def test_the_zero_shot_model_keeps_their_head(tmp_path):
+  file = tmp_path / 'own.safetensors'
+  tensors = write_own(file)
+  config = config_of(str(file))
+  answer = zero_shot_model(config, open_pretrained(config, tmp_path), OURS)
+  assert answer.class_names == OURS and answer.groups.shape == (4, 2)
+  assert answer.model.num_classes == 4
+  np.testing.assert_array_equal(answer.variables['params']['head']['bias'],
+                                tensors['params/head/bias'])
+
+
+def test_who_knows_just_our_classes_needs_no_grouping(tmp_path):
+  file = tmp_path / 'own.safetensors'
+  write_own(file, OURS)
+  config = config_of(str(file))
+  assert zero_shot_model(config, open_pretrained(config, tmp_path),
+                         OURS) is None
