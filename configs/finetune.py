@@ -20,7 +20,9 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   config.seed = 0
 
   data = config.data = ml_collections.ConfigDict()
-  # 'auto', 'bundled' (drawn pictures), 'folder:PATH' or 'tfds:NAME'.
+  # 'bundled' (drawn pictures), 'folder:PATH' or 'tfds:NAME'; 'auto':
+  # 'tfds:cats_vs_dogs' where it is prepared or can be downloaded, else
+  # 'bundled'.
   data.source = 'auto'
   # The feature that holds the label, where a TFDS set has several.
   data.label_key = 'auto'
@@ -34,8 +36,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # Share of the training and of the validation photos that is used, at least
   # one of each class.
   data.sample_fraction = 1.0
-  # Height and width in pixels that the model sees; unset: 224 where there are
-  # pretrained weights, else 128.
+  # Height and width in pixels that the model sees; unset: 128 with the bundled
+  # weights and with none, else 224.
   data.image_size = config_dict.placeholder(int)
   # Host memory in GiB that decoded photos may take; what does not fit is
   # decoded anew in each epoch.
@@ -43,13 +45,14 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
 
   model = config.model = ml_collections.ConfigDict()
   # 'resnet18' ... 'resnet152', 'wide_resnet50_2', 'resnext50_32x4d', ...;
-  # 'auto': ResNet-50 where there are pretrained weights, else a ResNet-18 of
-  # half width.
+  # 'auto': a ResNet-18 of half width with the bundled weights and with none,
+  # else ResNet-50.
   model.name = arg or 'auto'
   # Multiplies the channels of every layer.
   model.width = 1.0
-  # 'none', a .pth or .safetensors file, or the workdir of another run;
-  # 'auto': none, as long as no weights are bundled.
+  # 'bundled', 'torchvision:IMAGENET1K_V2', a .pth or .safetensors file, the
+  # workdir of another run, or 'none'; 'auto': torchvision's where they are
+  # cached or can be downloaded, else 'bundled'.
   model.weights = 'auto'
   # Regex over parameter paths, such as '^(stem|stage1)/', that do not learn.
   model.freeze = ''

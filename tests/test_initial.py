@@ -55,7 +55,8 @@ def test_a_head_stays_behind_where_the_classes_differ(tmp_path):
   assert origin.endswith('its head too.')
   np.testing.assert_array_equal(theirs['params']['head']['kernel'],
                                 tensors['params/head/kernel'])
-  others, origin = variables_of(config_of(str(file)), THEIRS[::-1], tmp_path)
+  others, origin = variables_of(config_of(str(file)), ('a', 'b', 'c', 'd'),
+                                tmp_path)
   assert origin.endswith('a new head.')
   assert not np.any(others['params']['head']['kernel'])
   np.testing.assert_array_equal(others['params']['stem']['conv']['kernel'],
@@ -96,6 +97,25 @@ def test_a_file_that_nobody_knows_says_nothing_of_its_classes(tmp_path):
   pretrained = open_pretrained(config_of(str(file)), tmp_path)
   assert pretrained.class_names is None
   assert zero_shot_model(config_of(str(file)), pretrained, OURS) is None
+
+
+def test_the_same_classes_in_another_order_are_put_in_order(tmp_path):
+  file = tmp_path / 'own.safetensors'
+  theirs = write_own(file)['params/head/kernel']
+  variables, _ = variables_of(config_of(str(file)), THEIRS[::-1], tmp_path)
+  np.testing.assert_array_equal(variables['params']['head']['kernel'],
+                                theirs[:, ::-1])
+
+
+def test_a_new_head_begins_as_the_mean_of_their_classes(tmp_path):
+  file = tmp_path / 'own.safetensors'
+  theirs = write_own(file)['params/head/kernel'].astype(np.float32)
+  variables, origin = variables_of(config_of(str(file)), OURS, tmp_path)
+  assert "the mean of its classes'" in origin
+  np.testing.assert_allclose(
+      variables['params']['head']['kernel'],
+      np.stack([theirs[:, 2:].mean(axis=1), theirs[:, 1]], axis=1), rtol=1e-5)
+  assert variables['params']['head']['bias'].shape == (2,)
 
 
 def test_weights_that_do_not_exist_are_refused(tmp_path):

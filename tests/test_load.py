@@ -16,9 +16,9 @@ from catsdogs.errors import UserError
 from catsdogs.pretrained import load
 from catsdogs.pretrained import torch_file
 from catsdogs.pretrained import torchvision_names
-from weight_files import (CLASSES, load_weights, refusal, small_shapes, weights_like,
-                          write_safetensors, write_weights_legacy,
-                          write_weights_zip)
+from weight_files import (CLASSES, load_weights, refusal, small_shapes,
+                          weights_like, write_safetensors,
+                          write_weights_legacy, write_weights_zip)
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 

@@ -15,7 +15,8 @@ from catsdogs.checkpoint import choose_step, restore_variables
 from catsdogs.errors import UserError
 from catsdogs.models import ResNet, init_variables, variable_shapes
 from catsdogs.preprocessing import Preprocessing
-from catsdogs.pretrained import bundled, download, imagenet, known_weights
+from catsdogs.pretrained import (bundled, download, imagenet, known_weights,
+                                 zero_shot)
 from catsdogs.pretrained.load import fit, read_tensors, sha256
 
 
@@ -38,24 +39,33 @@ class Pretrained:
   preprocessing: Preprocessing
 
   def put_into(self, model: ResNet, class_names: tuple[str, ...]
-               ) -> tuple[dict[str, Any], bool]:
-    """The model's variables, and whether the head came along.
+               ) -> tuple[dict[str, Any], str]:
+    """The model's variables, and how its head came about, in words.
 
-    A head that knows other classes stays behind; the new one is zero.
+    A head that knows other classes stays behind. Where they include ours, such
+    as breeds of dogs, ours begin as their means; else from zero.
 
     Raises:
       UserError: the weights are of another architecture.
     """
-    tensors = self.tensors
-    if self.class_names not in (None, class_names):
-      tensors = {name: tensor for name, tensor in tensors.items()
-                 if not name.startswith(('params/head/', 'fc.'))}
-    # Nothing is drawn at random.
-    variables, head_loaded = fit(self.origin, tensors, variable_shapes(model))
-    variables = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype)
-        if isinstance(x, jax.ShapeDtypeStruct) else x, variables)
-    return variables, head_loaded
+    shapes = variable_shapes(model)  # Nothing is drawn at random.
+    if self.class_names in (None, class_names):
+      variables, head_loaded = fit(self.origin, self.tensors, shapes)
+      if head_loaded:
+        return variables, 'its head too'
+    else:
+      theirs = model.clone(num_classes=len(self.class_names))
+      variables, head_loaded = fit(self.origin, self.tensors,
+                                   variable_shapes(theirs))
+      groups = zero_shot.grouping(self.class_names, class_names)
+      if head_loaded and groups is not None:
+        shares, head = np.exp(groups), variables['params']['head']
+        variables['params']['head'] = {
+            name: leaf @ shares for name, leaf in head.items()}
+        return variables, "a head that is the mean of its classes'"
+    variables['params']['head'] = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), shapes['params']['head'])
+    return variables, 'a new head'
 
 
 def open_pretrained(config: ml_collections.ConfigDict, cache: pathlib.Path,
@@ -112,8 +122,7 @@ def initial_variables(config: ml_collections.ConfigDict,
   """
   if pretrained is None:
     return init_variables(model, config.seed), 'Random weights.'
-  variables, head_loaded = pretrained.put_into(model, class_names)
-  head = 'its head too' if head_loaded else 'a new head'
+  variables, head = pretrained.put_into(model, class_names)
   return variables, f'Weights from {pretrained.origin}, {head}.'
 
 
