@@ -23,7 +23,6 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from catsdogs import command_line, interruption
-from catsdogs.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The config; --config.FIELD=VALUE overrides a field.')
@@ -56,42 +55,42 @@ def _run() -> None:
     from catsdogs.evaluate import evaluate_checkpoint
     evaluate_checkpoint(_config_of_run(workdir, cache), workdir, cache,
                         _CHECKPOINT.value, _IMAGES.value)
-  elif not _IMAGES.value:
-    raise UserError('--mode=predict needs --images=PATH[,PATH...]')
   else:
-    from catsdogs.predict import predict_files
-    from catsdogs.restore import restore_checkpoint
-    restored = restore_checkpoint(workdir, _config_of_run(workdir, cache),
-                                  _CHECKPOINT.value, cache)
-    predict_files(restored, _IMAGES.value, workdir)
+    from catsdogs.predict import predict_with_checkpoint
+    predict_with_checkpoint(_config_of_run(workdir, cache), workdir, cache,
+                            _CHECKPOINT.value, _IMAGES.value)
 
 
 def _train(workdir: pathlib.Path, cache: pathlib.Path) -> None:
-  import jax
-  from catsdogs import console, results
+  from catsdogs import results
   from catsdogs.progress import Clock
   from catsdogs.train import train_and_evaluate
-  from catsdogs.workdir import begin_or_continue
-  config, notice = begin_or_continue(workdir, _CONFIG.value, _RESTART.value,
-                                     jax.default_backend(), cache,
-                                     jax.process_count())
+  config = _begin(workdir, cache)
   finished = results.read_finished(workdir)
   if finished is None:
-    if notice:
-      console.box(notice)
     with interruption.Interruption() as signals:
       finished = train_and_evaluate(config, workdir, cache, Clock(_STARTED),
                                     signals.check)
   results.tell(finished, workdir)
 
 
-def _config_of_run(workdir: pathlib.Path, cache: pathlib.Path):
+def _begin(workdir: pathlib.Path, cache: pathlib.Path):
   import jax
-  from catsdogs.workdir import CONFIG_FILE, begin_or_continue, started_config
-  if (_CHECKPOINT.value == 'pretrained' and _CONFIG.value is not None
-      and not (workdir / CONFIG_FILE).exists()):  # Weights ask for no run.
-    return begin_or_continue(workdir, _CONFIG.value, False,
-                             jax.default_backend(), cache)[0]
+  from catsdogs import console
+  from catsdogs.workdir import begin_or_continue
+  config, notice = begin_or_continue(workdir, _CONFIG.value, _RESTART.value,
+                                     jax.default_backend(), cache,
+                                     jax.process_count())
+  if notice:
+    console.box(notice)
+  return config
+
+
+def _config_of_run(workdir: pathlib.Path, cache: pathlib.Path):
+  from catsdogs.workdir import holds_run, started_config
+  if _CHECKPOINT.value == 'pretrained' and _CONFIG.value is not None and (
+      not holds_run(workdir)):  # Weights ask for no run.
+    return _begin(workdir, cache)
   return started_config(workdir, command_line.overrides())
 
 

@@ -154,7 +154,7 @@ def _lines(results: dict[str, dict[str, Any]], commands: dict[str, list[str]],
     accuracy, count = before['val_accuracy'], before['val_count']
     lines.append(_line(
         'before', f'before training ({before["model"]})', accuracy, count,
-        confidence_interval(round(accuracy * count), count),
+        before['val_accuracy_interval'],
         how=_shown(['launch.py', '--mode=evaluate', '--checkpoint=pretrained',
                     f'--workdir={workdir / main_row}'])))
   for name, result in results.items():

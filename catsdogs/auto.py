@@ -2,14 +2,14 @@
 
 from concurrent import futures
 import dataclasses
-import glob
 import os
 import pathlib
 from urllib import parse
 
 import ml_collections
 
-from catsdogs.config import BUNDLED_MODEL, BUNDLED_WIDTH, TORCHVISION
+from catsdogs.config import (BUNDLED_MODEL, BUNDLED_WIDTH, CONFIG_FILE,
+                             TORCHVISION, load)
 from catsdogs.errors import UserError
 from catsdogs.pretrained import download, known_weights
 
@@ -20,7 +20,7 @@ _PRETRAINED_MODEL = 'resnet50'
 
 # What `tfds:cats_vs_dogs` downloads, from TFDS 4.9.10:
 # image_classification/cats_vs_dogs.py and url_checksums/cats_vs_dogs.txt.
-_PHOTOS = 'cats_vs_dogs'
+_PHOTOS, _PHOTOS_VERSION = 'cats_vs_dogs', '4.0.1'
 _PHOTOS_URL = ('https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-'
                '4869-8368-6DEBA77B919F/kagglecatsanddogs_5340.zip')
 _PHOTOS_BYTES = 824_887_076
@@ -90,6 +90,8 @@ def resolve(config: ml_collections.ConfigDict, platform: str,
         '--config.data.source=folder:PATH --config.model.weights=FILE')
   notice = _choose(config, fields, cache, platform) if fields else None
 
+  if model.name == 'auto':
+    _take_over_of_run(config)
   small = model.weights in ('bundled', 'none')
   if model.name == 'auto':
     model.name = BUNDLED_MODEL if small else _PRETRAINED_MODEL
@@ -100,6 +102,17 @@ def resolve(config: ml_collections.ConfigDict, platform: str,
   if model.dtype == 'auto':
     model.dtype = 'float32' if platform == 'cpu' else 'bfloat16'
   return config.lock(), notice
+
+
+def _take_over_of_run(config: ml_collections.ConfigDict) -> None:
+  """Network and size of the photos, where the weights are another run's."""
+  file = pathlib.Path(config.model.weights).expanduser() / CONFIG_FILE
+  if not file.is_file():
+    return
+  run = load(file)
+  config.model.name, config.model.width = run.model.name, run.model.width
+  if config.data.image_size is None:
+    config.data.image_size = run.data.image_size
 
 
 def _choose(config: ml_collections.ConfigDict, fields: list[str],
@@ -144,10 +157,10 @@ def _photos() -> _Real:
   """The photos of `cats_vs_dogs`, without the seconds that TFDS would take."""
   folder = os.environ.get('TFDS_DATA_DIR') or os.path.join(
       os.path.expanduser('~'), 'tensorflow_datasets')
-  prepared = glob.glob(os.path.join(
-      glob.escape(os.path.expanduser(folder)), _PHOTOS, '[0-9]*',
+  prepared = os.path.isfile(os.path.join(
+      os.path.expanduser(folder), _PHOTOS, _PHOTOS_VERSION,
       'dataset_info.json'))
-  return _Real(f'tfds:{_PHOTOS}', folder, bool(prepared), _PHOTOS_URL,
+  return _Real(f'tfds:{_PHOTOS}', folder, prepared, _PHOTOS_URL,
                _PHOTOS_BYTES / 2**20)
 
 

@@ -126,7 +126,7 @@ def choose_step(workdir: pathlib.Path, which: str) -> int:
 
   Args:
     workdir: of the run.
-    which: `best`, `last`, `pretrained` (any step will do then), or a step.
+    which: `best`, `last`, or a step.
 
   Raises:
     UserError: there is no such checkpoint.
@@ -135,7 +135,7 @@ def choose_step(workdir: pathlib.Path, which: str) -> int:
   if not steps:
     raise UserError(f'--checkpoint: {checkpoint_dir(workdir)} holds no '
                     'checkpoint; train first')
-  if which in ('last', 'pretrained'):
+  if which == 'last':
     return steps[-1]
   if which == 'best':
     best = metric_log.best_step(metric_log.read_rows(workdir / 'metrics.csv'))

@@ -16,6 +16,8 @@ from catsdogs.pretrained import known_weights
 # Of the weights that come with the project.
 BUNDLED_MODEL, BUNDLED_WIDTH = 'resnet18', 0.5
 TORCHVISION = 'torchvision:'
+# Where a workdir keeps its run's.
+CONFIG_FILE = 'config.json'
 
 
 def _number(satisfies: Callable[[float], bool] = lambda v: v >= 0):

@@ -239,7 +239,9 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict,
   Raises:
     UserError: the checkpoint or the photos cannot be used.
   """
-  restored = restore_checkpoint(workdir, config, which, cache)
+  source = None if images else open_source(config.data, cache)
+  restored = restore_checkpoint(workdir, config, which, cache,
+                                source and source.class_names)
   mesh = create_mesh()
   config_lib.check_devices(config, mesh.size)
   if images:
@@ -247,7 +249,6 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict,
                           restored.class_names)
     split_name = images
   else:
-    source = open_source(config.data, cache)
     check_classes(source, restored.class_names)
     split = sample(source.val, config.data.sample_fraction)
     split_name = f'the validation split of {source.name}'

@@ -11,6 +11,7 @@ from typing import Iterator
 import jax
 from jax.sharding import NamedSharding, PartitionSpec as P
 from jaxtyping import Float, UInt8
+import ml_collections
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -19,7 +20,7 @@ from catsdogs.datasets.folder import files_below, read_file
 from catsdogs.errors import UserError
 from catsdogs.evaluate import create_eval_step, create_mesh
 from catsdogs.photos import decode_or_reason
-from catsdogs.restore import Restored
+from catsdogs.restore import Restored, restore_checkpoint
 
 BATCH_SIZE = 32
 # Rows of the table on the terminal; the CSV file has them all.
@@ -112,6 +113,27 @@ def predict(restored: Restored, files: list[str]) -> Iterator[Prediction]:
         shown += 1
         yield Prediction(file, output, '',
                          photo if shown <= MAX_SHEET_PHOTOS else None)
+
+
+def predict_with_checkpoint(config: ml_collections.ConfigDict,
+                            workdir: pathlib.Path, cache: pathlib.Path,
+                            which: str, images: str | None) -> None:
+  """Predicts with a checkpoint of a run, as `predict_files` says.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    cache: the folder for what is made once and used again.
+    which: `best`, `last`, a step or `pretrained`.
+    images: as `find_files` takes it.
+
+  Raises:
+    UserError: the checkpoint or the files cannot be used.
+  """
+  if not images:
+    raise UserError('--mode=predict needs --images=PATH[,PATH...]')
+  predict_files(restore_checkpoint(workdir, config, which, cache), images,
+                workdir)
 
 
 def predict_files(restored: Restored, images: str,

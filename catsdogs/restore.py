@@ -1,5 +1,6 @@
 """A model out of a workdir: for evaluation, prediction and export."""
 
+import contextlib
 import dataclasses
 import pathlib
 from typing import Any
@@ -40,30 +41,39 @@ class Restored:
 
 def restore_checkpoint(workdir: pathlib.Path,
                        config: ml_collections.ConfigDict, which: str,
-                       cache: pathlib.Path) -> Restored:
+                       cache: pathlib.Path,
+                       class_names: tuple[str, ...] | None = None) -> Restored:
   """Restores a checkpoint of a run.
 
   Args:
     workdir: of the run.
     config: of the run.
     which: `best`, `last`, a step, or `pretrained`: what the weights that the
-      run starts from say of the run's classes, or of their own where no
-      checkpoint tells the run's.
+      run starts from say of its classes.
     cache: the folder for what is made once and used again.
+    class_names: with `pretrained`, in place of the run's where it has none yet;
+      None for the weights' own.
 
   Raises:
     UserError: there is no such checkpoint, or it is damaged.
   """
   if which == 'pretrained':
-    steps = saved_steps(workdir)
-    class_names = steps and tuple(read_meta(workdir, steps[-1])['class_names'])
-    return _before_training(config, open_pretrained(config, cache), class_names)
+    return _before_training(config, open_pretrained(config, cache),
+                            _classes_of_run(workdir) or class_names)
   step = choose_step(workdir, which)
   variables, meta = restore_variables(workdir, step)
   class_names = tuple(meta['class_names'])
   return Restored(create_model(config.model, len(class_names)), variables,
                   class_names, Preprocessing.from_dict(meta['preprocessing']),
                   f'checkpoint {step}')
+
+
+def _classes_of_run(workdir: pathlib.Path) -> tuple[str, ...] | None:
+  """Those of its newest checkpoint that can be read; None without one."""
+  for step in reversed(saved_steps(workdir)):
+    with contextlib.suppress(UserError):
+      return tuple(read_meta(workdir, step)['class_names'])
+  return None
 
 
 def zero_shot_model(config: ml_collections.ConfigDict,
@@ -110,6 +120,8 @@ def _before_training(config: ml_collections.ConfigDict,
   elif pretrained and pretrained.class_names:
     class_names, words = pretrained.class_names, imagenet.classes()
     shown = tuple(words.get(name, name) for name in class_names)
+    shown = tuple(f'{word} ({name})' if shown.count(word) > 1 else word
+                  for name, word in zip(class_names, shown))
   else:
     raise UserError('--checkpoint=pretrained: neither a checkpoint nor the '
                     'weights say what the classes are; train first')

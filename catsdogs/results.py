@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from catsdogs.console import say
-from catsdogs.evaluate import Evaluation, describe
+from catsdogs.evaluate import Evaluation, confidence_interval, describe
 from catsdogs.input_pipeline import Data
 from catsdogs.metric_log import MetricLog
 from catsdogs.progress import Clock, Timetable, Totals
@@ -26,6 +26,7 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint',
 
 def introduce(data: Data, workdir: pathlib.Path) -> None:
   """Says what was found and what was left out."""
+  say(f'Data: {data.source.name}.')
   for notice in data.source.notices:
     say(f'Note: {notice}.')
   for photos, name in ((data.train, 'training'), (data.val, 'validation')):
@@ -110,6 +111,8 @@ def write(workdir: pathlib.Path, status: str,
       'train_loss': training.get('train_loss'),
       'before': before and {
           'model': before_name.removesuffix('.'), 'val_accuracy': before[1],
+          'val_accuracy_interval': confidence_interval(
+              round(before[1] * len(data.val)), len(data.val)),
           'val_loss': before[0], 'val_count': len(data.val)},
       'epochs': config.train.epochs,
       'steps': timetable.total_steps,

@@ -28,7 +28,6 @@ from catsdogs.progress import Clock, Timetable, Totals
 from catsdogs.restore import zero_shot_model
 from catsdogs.train_state import TrainState, create_train_state
 from catsdogs.train_step import Metrics, create_train_step
-from catsdogs.workdir import CONFIG_FILE
 
 _DIVERGED = ('lower config.optim.learning_rate or set config.optim.'
              'grad_clip_norm, and begin anew with --restart. Earlier '
@@ -87,7 +86,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
                                  optimizer, learning_rate_fn, mesh)
   eval_step = create_eval_step(part(model), photo_to_model, mesh)
   zero_shot = zero_shot_model(config, pretrained, data.class_names)
-  config_lib.save(config, workdir / CONFIG_FILE)
+  config_lib.save(config, workdir / config_lib.CONFIG_FILE)
 
   def evaluate_now(variables: Any, step: Callable[..., Any] = eval_step
                    ) -> Evaluation:
@@ -176,6 +175,10 @@ class Loop:
                          jax.process_index() == 0)
 
   def _resume(self, state: TrainState, meta: dict[str, Any]) -> None:
+    if meta['preprocessing'] != self._preprocessing.to_dict():
+      raise UserError(
+          f'the weights of {self._workdir} ask for another preprocessing than '
+          'when it was started; put them back, or begin anew with --restart')
     if meta['data_fingerprint'] != self.data.fingerprint:
       raise UserError(
           f'the photos in {self.data.source.name} are not those that '

@@ -10,13 +10,12 @@ import ml_collections
 from catsdogs import auto, config as config_lib
 from catsdogs.errors import UserError
 
-CONFIG_FILE = 'config.json'
 # What a run leaves behind, and what `--restart` removes.
 _OUTPUTS = ('checkpoints', 'damaged_checkpoints', 'metrics.csv', 'results.json',
             'predictions', 'predictions.csv', 'predictions.png',
             'skipped_files.csv', 'evaluation.json', 'report.html',
             'events.out.tfevents.*', '*.partial',
-            CONFIG_FILE)  # The last, so that a kill leaves no other's remains.
+            config_lib.CONFIG_FILE)  # The last, so that a kill leaves no other's remains.
 # What may be set anew when a finished run is evaluated or predicted with.
 _CHANGEABLE = ('data.source', 'data.cache_gib', 'data.train_split',
                'data.val_split', 'data.label_key', 'model.dtype',
@@ -47,7 +46,7 @@ def begin_or_continue(workdir: pathlib.Path,
   if config is None:
     config = started_config(workdir)
   config_lib.check(config)
-  file = workdir / CONFIG_FILE
+  file = workdir / config_lib.CONFIG_FILE
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     begun = file.exists() and not restart
@@ -57,8 +56,11 @@ def begin_or_continue(workdir: pathlib.Path,
     raise UserError(f'--workdir: {workdir} cannot be written '
                     f'({e.strerror}); choose another') from e
   if not begun:
+    if _is_same(config.model.weights, workdir):
+      raise UserError(f'config.model.weights: {workdir} is the --workdir '
+                      'itself; choose another --workdir')
     resolved = auto.resolve(config, platform, cache, processes)
-    if restart:  # Only now, when it is sure that another run can begin.
+    if restart:  # Only now, so that what is refused leaves the old run be.
       _clear(workdir)
     return resolved
   started = config_lib.load(file)
@@ -69,6 +71,16 @@ def begin_or_continue(workdir: pathlib.Path,
         f'{"; ".join(different)}; choose another --workdir, or begin anew '
         'with --restart')
   return started, None
+
+
+def _is_same(weights: str, workdir: pathlib.Path) -> bool:
+  path = pathlib.Path(weights).expanduser()
+  return path.is_dir() and path.samefile(workdir)
+
+
+def holds_run(workdir: pathlib.Path) -> bool:
+  """Whether a run has begun there."""
+  return (workdir / config_lib.CONFIG_FILE).exists()
 
 
 def started_config(workdir: pathlib.Path,
@@ -83,7 +95,7 @@ def started_config(workdir: pathlib.Path,
   Raises:
     UserError: there is no run, or an override would change its model.
   """
-  file = workdir / CONFIG_FILE
+  file = workdir / config_lib.CONFIG_FILE
   if not file.exists():
     raise UserError(f'--workdir: {workdir} holds no run; train one first with '
                     f'--config=FILE --workdir={workdir}')

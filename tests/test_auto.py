@@ -99,6 +99,7 @@ def test_the_address_of_the_photos_is_that_of_tfds():
       line.split()[:2] for line in checksums.splitlines()]
   source = folder / 'image_classification' / 'cats_vs_dogs.py'
   assert auto._PHOTOS_URL.rpartition('/')[2] in source.read_text()
+  assert f'Version("{auto._PHOTOS_VERSION}")' in source.read_text()
 
 
 # Both are auto.
@@ -337,11 +338,22 @@ def test_several_processes_may_leave_the_rest_to_auto(world):
 @pytest.mark.parametrize('weights, model', [
     ('none', ('resnet18', 0.5, 128)), ('bundled', ('resnet18', 0.5, 128)),
     ('torchvision:IMAGENET1K_V1', ('resnet50', 1.0, 224)),
-    ('w.pth', ('resnet50', 1.0, 224)), ('runs/x', ('resnet50', 1.0, 224))])
+    ('w.pth', ('resnet50', 1.0, 224)), ('no/run', ('resnet50', 1.0, 224))])
 def test_without_auto_nobody_is_asked_and_nothing_is_said(world, weights,
                                                           model):
   answer, notice = world.answer(data__source='bundled', model__weights=weights)
   assert answer == ('bundled', weights, *model) and notice is None
+
+
+@pytest.mark.usefixtures('nobody_is_asked')
+def test_weights_of_another_run_bring_its_network(world, tmp_path):
+  run, _ = world.resolve(data__source='bundled', model__weights='none',
+                         model__name='resnet34', model__width=0.25,
+                         data__image_size=96)
+  config_lib.save(run, tmp_path / 'config.json')
+  answer, _ = world.answer(data__source='bundled',
+                           model__weights=str(tmp_path))
+  assert answer == ('bundled', str(tmp_path), 'resnet34', 0.25, 96)
 
 
 @pytest.mark.parametrize('name', SHIPPED)

@@ -270,7 +270,7 @@ def test_the_run_that_comes_second_takes_the_book_of_the_first(
 
 def test_a_failure_to_write_is_told(small_book, tmp_path):
   (tmp_path / 'cache').write_text('not a folder')
-  with pytest.raises(OSError):
+  with pytest.raises(UserError, match='set CATSDOGS_CACHE'):
     open_drawn(tmp_path / 'cache')
 
 

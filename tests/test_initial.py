@@ -4,11 +4,12 @@ import hashlib
 
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors
 
 from catsdogs import models
 from catsdogs.errors import UserError
 from catsdogs.preprocessing import Preprocessing
-from catsdogs.pretrained import imagenet, known_weights
+from catsdogs.pretrained import bundled, imagenet, known_weights
 from catsdogs.pretrained.initial import initial_variables, open_pretrained
 from catsdogs.restore import zero_shot_model
 from configs import finetune
@@ -116,6 +117,31 @@ def test_a_new_head_begins_as_the_mean_of_their_classes(tmp_path):
       variables['params']['head']['kernel'],
       np.stack([theirs[:, 2:].mean(axis=1), theirs[:, 1]], axis=1), rtol=1e-5)
   assert variables['params']['head']['bias'].shape == (2,)
+
+
+@pytest.mark.parametrize('about', [
+    '{', '{"class_names": ["a"]}', '[]',
+    '{"class_names": ["a"], "preprocessing": {"size": 3}}',
+    '{"class_names": ["a"], "preprocessing": {"image_size": 64, "mean": '
+    '[0, 0, 0], "std": [1, 1, 1]}}'])  # Its head has more outputs.
+def test_a_file_that_says_nonsense_of_itself_is_refused(tmp_path, about):
+  file = tmp_path / 'own.safetensors'
+  safetensors.save_file(write_own(file), file, {bundled.KEY: about})
+  with pytest.raises(UserError, match='save it anew'):
+    open_pretrained(config_of(str(file)), tmp_path)
+
+
+def test_the_bundled_file_is_checked(tmp_path, monkeypatch):
+  file = tmp_path / 'bundled.safetensors'
+  write_own(file)
+  monkeypatch.setattr(bundled, 'FILE', file)
+  with pytest.raises(UserError, match='is damaged'):
+    open_pretrained(config_of('bundled'), tmp_path)
+
+
+def test_a_folder_that_is_no_run_gives_no_weights(tmp_path):
+  with pytest.raises(UserError, match='config.model.weights.*is no run'):
+    open_pretrained(config_of(str(tmp_path)), tmp_path)
 
 
 def test_weights_that_do_not_exist_are_refused(tmp_path):

@@ -35,8 +35,7 @@ def restored() -> Restored:
     return np.full(shape.shape, path[-1].key in ('scale', 'var'), np.float32)
 
   variables = jax.tree.map_with_path(weights, shapes)
-  return Restored(model, variables, NAMES, Preprocessing(32), 'checkpoint 7',
-                  'fingerprint')
+  return Restored(model, variables, NAMES, Preprocessing(32), 'checkpoint 7')
 
 
 @pytest.fixture

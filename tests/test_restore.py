@@ -47,17 +47,38 @@ def test_before_is_the_zero_shot_answer(run, cache):
     assert again[figure] == pytest.approx(before[figure], rel=1e-5)
 
 
-def labels(workdir: pathlib.Path) -> list[str]:
+def predictions(workdir: pathlib.Path) -> tuple[list[str], list[list[str]]]:
+  """The names of the classes, and each photo's probabilities."""
   with (workdir / 'predictions.csv').open(newline='') as f:
-    return next(csv.reader(f))[3:-1]
+    header, *rows = [row[3:-1] for row in csv.reader(f)]
+  return header, rows
 
 
 def test_predicting_before_training_takes_the_classes_of_the_run(run, cache):
   workdir, photos = run
-  done = launch('--mode=predict', '--checkpoint=pretrained',
-                f'--workdir={workdir}', f'--images={photos}/cat', cache=cache)
+  said = {}
+  for which in ('pretrained', 'best'):
+    done = launch('--mode=predict', f'--checkpoint={which}',
+                  f'--workdir={workdir}', f'--images={photos}/cat',
+                  cache=cache)
+    assert done.returncode == 0, done.stderr
+    names, said[which] = predictions(workdir)
+    assert names == ['cat', 'dog']
+  assert said['pretrained'] != said['best']
+
+
+def test_without_a_run_evaluation_takes_the_classes_of_the_photos(
+    tmp_path, run, weights, cache):
+  workdir, photos = run
+  done = launch('--mode=evaluate', '--checkpoint=pretrained',
+                '--config=configs/finetune.py', *TINY, weights,
+                f'--config.data.source=folder:{photos}',
+                f'--workdir={tmp_path / "none"}', cache=cache)
   assert done.returncode == 0, done.stderr
-  assert labels(workdir) == ['cat', 'dog']
+  results = [json.loads(file.read_text()) for file in (
+      tmp_path / 'none' / 'evaluation.json', workdir / 'results.json')]
+  assert results[0]['val_loss'] == pytest.approx(
+      results[1]['before']['val_loss'], rel=1e-5)
 
 
 def test_without_a_run_the_weights_answer_in_their_own_classes(
@@ -68,6 +89,6 @@ def test_without_a_run_the_weights_answer_in_their_own_classes(
                 f'--workdir={tmp_path / "none"}', f'--images={photos}/cat',
                 cache=cache)
   assert done.returncode == 0, done.stderr
-  found = labels(tmp_path / 'none')
+  found, _ = predictions(tmp_path / 'none')
   assert len(found) == len(IMAGENET_IDS)
   assert found[2] == 'tabby, tabby cat'

@@ -35,6 +35,12 @@ def test_a_class_that_bears_their_id_is_theirs():
   assert members(groups, 0) == [3] and members(groups, 1) == [1]
 
 
+def test_names_that_are_alike_are_the_same():
+  """Of a run that knew one class more, or spelled them otherwise."""
+  groups = grouping(('bird', 'cat', 'dog'), ('Cat', 'Dogs'))
+  assert members(groups, 0) == [1] and members(groups, 1) == [2]
+
+
 @pytest.mark.parametrize('ours', [
     ('cat', 'horse'),  # They have none.
     ('cat', 'n02123394'),  # One of theirs would be both.

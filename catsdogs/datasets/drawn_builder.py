@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from catsdogs.console import say
 from catsdogs.datasets import Source, drawn
 from catsdogs.datasets.from_tfds import read_builder
+from catsdogs.errors import UserError
 
 
 class DrawnCatsDogs(tfds.core.GeneratorBasedBuilder):
@@ -53,7 +54,8 @@ def open_drawn(cache: pathlib.Path, train_split: str = '',
     val_split: likewise.
 
   Raises:
-    UserError: there is no such split, or it lacks a class.
+    UserError: there is no such split, it lacks a class, or the cache cannot be
+      written.
   """
   builder = _prepared(cache / 'tfds')
   return read_builder(builder, 'bundled', 'image', 'label',
@@ -71,8 +73,9 @@ def _prepared(data_dir: pathlib.Path) -> DrawnCatsDogs:
   try:
     with contextlib.redirect_stdout(io.StringIO()):
       builder.download_and_prepare()
-  except OSError:
+  except OSError as e:
     builder = DrawnCatsDogs(data_dir=data_dir)
     if not builder.is_prepared():  # Else another run was first.
-      raise
+      raise UserError(f'{data_dir} cannot be written ({e.strerror or e}); set '
+                      'CATSDOGS_CACHE to another folder') from e
   return builder

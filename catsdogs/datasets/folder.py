@@ -80,7 +80,8 @@ def open_labelled(root: pathlib.Path,
   unknown = sorted(classes.keys() - set(class_names), key=natural_key)
   if unknown:
     raise UserError(f'--images: {root} has {_listed(unknown)}, but the '
-                    f'checkpoint knows {", ".join(class_names)} alone')
+                    f'checkpoint knows {_listed(list(class_names))} alone; '
+                    'give photos of these classes')
   return _split(root, class_names, {name: classes.get(name, [])
                                     for name in class_names})
 

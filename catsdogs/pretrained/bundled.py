@@ -2,8 +2,8 @@
 
     python -m catsdogs.pretrained.bundled RUN
 
-writes what a run of `configs/pretrain.py` learnt to `FILE`, and prints its
-SHA-256. The card beside it says what they are.
+writes what a run of `configs/pretrain.py` learnt to `FILE`, and prints the
+SHA-256 that belongs below. The card beside it says what they are.
 """
 
 import json
@@ -17,8 +17,9 @@ import safetensors.numpy
 from catsdogs.checkpoint import choose_step, restore_variables
 from catsdogs.pretrained.load import sha256
 
-ASSETS = pathlib.Path(__file__).parent.parent / 'assets'
-FILE = ASSETS / 'resnet18_half.safetensors'
+FILE = (pathlib.Path(__file__).parent.parent / 'assets'
+        / 'resnet18_half.safetensors')
+SHA256 = '252d35959d9f840c147138dc3b0dc0b834eaf31ab731f776b047635c62d58223'
 # Where the metadata of a safetensors file holds, as JSON, what our own files
 # say of themselves: `class_names` and `preprocessing`.
 KEY = 'catsdogs'

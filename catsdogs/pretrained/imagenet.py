@@ -2,8 +2,9 @@
 
 import csv
 import functools
+import pathlib
 
-from catsdogs.pretrained.bundled import ASSETS
+_FILE = pathlib.Path(__file__).parent.parent / 'assets/imagenet_1k_classes.tsv'
 
 
 @functools.cache
@@ -13,6 +14,6 @@ def classes() -> dict[str, str]:
   In the order of the ids, which is that of everyone's heads (Russakovsky et al.
   2014, arXiv:1409.0575); the names are WordNet's.
   """
-  with open(ASSETS / 'imagenet_1k_classes.tsv', newline='') as file:
+  with _FILE.open(newline='') as file:
     return {row['wordnet_id']: row['name']
             for row in csv.DictReader(file, delimiter='\t')}

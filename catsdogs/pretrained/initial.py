@@ -85,17 +85,21 @@ def open_pretrained(config: ml_collections.ConfigDict, cache: pathlib.Path,
   if weights == 'none':
     return None
   if weights == 'bundled':
-    return _of_file(bundled.FILE, size, 'bundled')
+    if sha256(bundled.FILE) != bundled.SHA256:
+      raise UserError(f'{bundled.FILE} is damaged; check it out again')
+    return _of_own_file(bundled.FILE, size, 'the bundled file')
   if weights.startswith('torchvision:'):
     known = known_weights.find(config.model.name, weights.partition(':')[2])
     file = download.fetch(known.url, known.sha256, known.mebibytes,
                           cache / 'weights', check)
-    return _of_file(file, size)
+    return _of_known_file(file, size, known)
   path = pathlib.Path(weights).expanduser()
   if path.is_dir():
     return _of_run(path, size)
   if path.is_file():
-    return _of_file(path, size)
+    known = known_weights.by_hash(sha256(path))
+    return (_of_known_file(path, size, known) if known
+            else _of_own_file(path, size, str(path)))
   raise UserError(
       f'config.model.weights: there is no file or run {path}; give a .pth or '
       ".safetensors file, a workdir, 'bundled', 'torchvision:IMAGENET1K_V2' or "
@@ -127,7 +131,12 @@ def initial_variables(config: ml_collections.ConfigDict,
 
 
 def _of_run(workdir: pathlib.Path, image_size: int) -> Pretrained:
-  step = choose_step(workdir, 'best')
+  try:
+    step = choose_step(workdir, 'best')
+  except UserError as e:
+    raise UserError(f'config.model.weights: {workdir} is no run that has been '
+                    'evaluated; give a file of weights, or the workdir of one '
+                    'that has') from e
   variables, meta = restore_variables(workdir, step)
   preprocessing = Preprocessing.from_dict(meta['preprocessing'])
   return Pretrained(
@@ -137,18 +146,31 @@ def _of_run(workdir: pathlib.Path, image_size: int) -> Pretrained:
       dataclasses.replace(preprocessing, image_size=image_size))
 
 
-def _of_file(path: pathlib.Path, image_size: int,
-             origin: str | None = None) -> Pretrained:
-  """What a file holds: ours say all by themselves, known ones by their hash."""
+def _of_known_file(path: pathlib.Path, image_size: int,
+                   known: known_weights.KnownWeights) -> Pretrained:
+  tensors, _ = read_tensors(path)
+  return Pretrained(f"{path} (torchvision's {known.model}, {known.tag})",
+                    tensors, tuple(imagenet.classes()),
+                    Preprocessing(image_size, known.crop_fraction))
+
+
+def _of_own_file(path: pathlib.Path, image_size: int,
+                 origin: str) -> Pretrained:
+  """What a file holds, and what it says of itself if it is one of ours."""
   tensors, metadata = read_tensors(path)
-  class_names, preprocessing = None, Preprocessing(image_size)
-  if bundled.KEY in metadata:
+  if bundled.KEY not in metadata:
+    return Pretrained(origin, tensors, None, Preprocessing(image_size))
+  try:
     about = json.loads(metadata[bundled.KEY])
     class_names = tuple(about['class_names'])
-    preprocessing = dataclasses.replace(
-        Preprocessing.from_dict(about['preprocessing']), image_size=image_size)
-  elif known := known_weights.by_hash(sha256(path)):
-    class_names = tuple(imagenet.classes())
-    preprocessing = Preprocessing(image_size, known.crop_fraction)
-    origin = f"{path} (torchvision's {known.model}, {known.tag})"
-  return Pretrained(origin or str(path), tensors, class_names, preprocessing)
+    preprocessing = Preprocessing.from_dict(about['preprocessing'])
+  except (ValueError, KeyError, TypeError) as e:
+    raise UserError(f'{path}: what it says of itself cannot be read '
+                    f'({type(e).__name__}: {e}); save it anew') from e
+  outputs = np.shape(tensors.get('params/head/bias', ()))
+  if outputs != (len(class_names),):
+    raise UserError(f'{path}: it names {len(class_names)} classes, but its '
+                    f'head is of shape {outputs}; save it anew')
+  return Pretrained(
+      origin, tensors, class_names,
+      dataclasses.replace(preprocessing, image_size=image_size))

@@ -110,8 +110,7 @@ def fit(path: str | os.PathLike, tensors: Mapping[str, np.ndarray],
 
   loaded = dict(flat)
   for variable, name in names.items():
-    # Popped, so that what was read goes as soon as it is converted.
-    loaded[variable] = _float32(path, name, to_ours(tensors.pop(name)))
+    loaded[variable] = _float32(path, name, to_ours(tensors[name]))
   return traverse_util.unflatten_dict(loaded, sep='/'), head_loaded
 
 

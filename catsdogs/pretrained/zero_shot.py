@@ -22,8 +22,9 @@ def grouping(theirs: Sequence[str], ours: Sequence[str]
   """Which of a head's classes count as which of ours.
 
   Args:
-    theirs: WordNet ids, in the order of the head's outputs.
-    ours: names of classes: `cat`, `dog`, in the plural too, or one of theirs.
+    theirs: WordNet ids or other names, in the order of the head's outputs.
+    ours: names of classes: `cat`, `dog`, or one of theirs; case and plural do
+      not matter.
 
   Returns:
     The logarithm of 1 / n for the n classes that belong to one of ours, -inf
@@ -37,11 +38,9 @@ def grouping(theirs: Sequence[str], ours: Sequence[str]
 
 
 def _is_a(their: str, our: str) -> bool:
-  kind = our.casefold().removesuffix('s')
-  if kind in _KINDS:
-    first, last = _KINDS[kind]
-    return first <= their <= last
-  return their == our
+  their, our = (name.casefold().removesuffix('s') for name in (their, our))
+  first, last = _KINDS.get(our, (our, our))
+  return their == our or first <= their <= last
 
 
 def grouped_logits(logits: Float[Array, 'b theirs'],
