@@ -91,10 +91,19 @@ class Photos:
   def __len__(self) -> int:
     return len(self.split)
 
-  def load(self, index: int) -> tuple[UInt8[np.ndarray, 's s 3'], bool]:
-    """A decoded photo; black, and False, if its file is damaged by now."""
-    if index < len(self.decoded):
-      return self.decoded[index], True
+  def batch(self, indices: Int[np.ndarray, 'b']) -> dict[str, np.ndarray]:
+    """These of them, as a batch; -1 stands for padding."""
+    images = np.zeros((len(indices), self.size, self.size, 3), np.uint8)
+    mask = np.zeros(len(indices), np.float32)
+    kept = (indices >= 0) & (indices < len(self.decoded))
+    images[kept], mask[kept] = self.decoded[indices[kept]], 1
+    for place in np.flatnonzero(indices >= len(self.decoded)):
+      images[place], mask[place] = self._decode(int(indices[place]))
+    labels = np.where(indices >= 0, self.split.labels[indices], 0)
+    return {'image': images, 'label': labels.astype(np.int32), 'mask': mask}
+
+  def _decode(self, index: int) -> tuple[UInt8[np.ndarray, 's s 3'], bool]:
+    """A photo anew; black, and False, if its file is damaged by now."""
     image, reason = decode_or_reason(lambda: self.split.read(index),
                                      self.size)
     if reason:
@@ -302,39 +311,27 @@ def create_eval_iter(photos: Photos | Features, batch_size: int,
 def _batches(photos: Photos | Features, indices, start_step: int,
              stop_step: int, batch_size: int
              ) -> Iterator[dict[str, np.ndarray]]:
-  """This process's part of each batch; photos are loaded by tf.data."""
+  """This process's part of each batch, made ahead of time by tf.data."""
+  tf = import_tensorflow()
   part = batch_size // jax.process_count()
   mine = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
-  if isinstance(photos, Features):
-    return (photos.batch(indices(step=step)[mine])
-            for step in range(start_step, stop_step))
-  tf = import_tensorflow()
 
-  def load(index):
-    image, good = photos.load(int(index)) if index >= 0 else (
-        np.zeros((photos.size, photos.size, 3), np.uint8), False)
-    label = photos.split.labels[index] if index >= 0 else np.int32(0)
-    return image, label, np.float32(good)
+  def batch(step):
+    return photos.batch(indices(step=int(step))[mine])
 
-  def load_in_graph(index):
-    image, label, mask = tf.numpy_function(
-        load, [index], [tf.uint8, tf.int32, tf.float32])
-    image.set_shape((photos.size, photos.size, 3))
-    label.set_shape(())
-    mask.set_shape(())
-    return {'image': image, 'label': label, 'mask': mask}
+  # Of a batch without photos, the types that tf.data wants to know.
+  types = {key: value.dtype
+           for key, value in photos.batch(np.zeros(0, np.int64)).items()}
 
-  def step_indices(step):
-    chosen = tf.numpy_function(lambda s: indices(step=int(s))[mine], [step],
-                               tf.int64)
-    chosen.set_shape((part,))
-    return tf.data.Dataset.from_tensor_slices(chosen)
+  def batch_in_graph(step):
+    # One call for a batch: one for each photo would cost more than the photo.
+    values = tf.numpy_function(lambda s: tuple(batch(s).values()), [step],
+                               list(types.values()))
+    return dict(zip(types, values))
 
   dataset = tf.data.Dataset.range(start_step, stop_step)
-  dataset = dataset.flat_map(step_indices)
-  dataset = dataset.map(load_in_graph, num_parallel_calls=tf.data.AUTOTUNE)
-  dataset = dataset.batch(part, drop_remainder=True).prefetch(2)
-  return dataset.as_numpy_iterator()
+  dataset = dataset.map(batch_in_graph, num_parallel_calls=tf.data.AUTOTUNE)
+  return dataset.prefetch(2).as_numpy_iterator()
 
 
 def _to_devices(batches: Iterator[dict[str, np.ndarray]],

@@ -175,7 +175,8 @@ class Loop:
                          jax.process_index() == 0)
 
   def _resume(self, state: TrainState, meta: dict[str, Any]) -> None:
-    if meta['preprocessing'] != self._preprocessing.to_dict():
+    saved = Preprocessing.from_dict(meta['preprocessing'])
+    if saved != self._preprocessing:
       raise UserError(
           f'the weights of {self._workdir} ask for another preprocessing than '
           'when it was started; put them back, or begin anew with --restart')

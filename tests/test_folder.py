@@ -356,7 +356,7 @@ def test_labelled_photos_may_bear_prefixes_and_be_of_one_class(root):
 
 def test_labelled_photos_of_an_unknown_class_are_refused(root):
   write(root, 'dog/a.jpg', 'wolf/a.jpg')
-  with pytest.raises(UserError, match="'wolf'.*cat, dog"):
+  with pytest.raises(UserError, match="'wolf'.*'cat', 'dog'.*give photos"):
     open_labelled(root, ('cat', 'dog'))
 
 
