@@ -259,7 +259,8 @@ class Fetcher:
   def __init__(self):
     self.process = subprocess.Popen(
         [sys.executable, '-c', _FETCH], cwd=ROOT, text=True,
-        env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'CATSDOGS_OFFLINE': '',
+             'no_proxy': '127.0.0.1'},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
   def start(self, web, folder, largest=-1) -> None:
