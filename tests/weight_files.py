@@ -128,8 +128,10 @@ def write_own(path: Path, class_names: tuple[str, ...] = IMAGENET_IDS
   random = np.random.default_rng(0)
   shapes = traverse_util.flatten_dict(
       small_shapes(classes=len(class_names)), sep='/')
-  tensors = {name: random.uniform(0.1, 0.2, shape.shape).astype(np.float16)
-             for name, shape in shapes.items()}
+  tensors = {
+      name: (random.normal(0, 0.1, shape.shape) if len(shape.shape) > 1
+             else random.uniform(0.5, 1, shape.shape)).astype(np.float16)
+      for name, shape in shapes.items()}
   about = {'class_names': class_names,
            'preprocessing': Preprocessing(64, 0.9, std=(0.5,) * 3).to_dict()}
   safetensors.save_file(tensors, path, {bundled.KEY: json.dumps(about)})
