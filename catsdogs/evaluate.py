@@ -252,7 +252,7 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict,
     check_classes(source, restored.class_names)
     split = sample(source.val, config.data.sample_fraction)
     split_name = f'the validation split of {source.name}'
-  photos = read_photos(split, restored.preprocessing.decoded_size,
+  photos = read_photos(split, restored.preprocessing.decoding,
                        config.data.cache_gib * 2**30)
   for file, reason in photos.skipped:
     say(f'Left out {printable(file)}: {reason}.')

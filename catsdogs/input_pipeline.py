@@ -21,7 +21,7 @@ import numpy as np
 from catsdogs.datasets import Source, Split, stable_hash
 from catsdogs.datasets.folder import open_folder
 from catsdogs.errors import UserError
-from catsdogs.photos import decode_or_reason
+from catsdogs.photos import Decoding, decode_or_reason
 
 # Above this share of files that cannot be decoded, something else is wrong.
 MAX_SKIPPED_SHARE = 0.1
@@ -75,7 +75,7 @@ class Photos:
 
   Attributes:
     split: their ids and labels, and how to read them.
-    size: height and width in pixels of the decoded photos.
+    decoding: how they are decoded.
     decoded: the first of them, as many as the memory allowed.
     skipped: (file, reason) of those that were left out; grows where a file
       that was good when the run started is not when it is read again.
@@ -83,7 +83,7 @@ class Photos:
   """
 
   split: Split
-  size: int
+  decoding: Decoding
   decoded: UInt8[np.ndarray, 'n size size 3']
   skipped: list[tuple[str, str]]
   fingerprint: str
@@ -93,7 +93,7 @@ class Photos:
 
   def batch(self, indices: Int[np.ndarray, 'b']) -> dict[str, np.ndarray]:
     """These of them, as a batch; -1 stands for padding."""
-    images = np.zeros((len(indices), self.size, self.size, 3), np.uint8)
+    images = np.zeros((len(indices), *self.decoded.shape[1:]), np.uint8)
     mask = np.zeros(len(indices), np.float32)
     kept = (indices >= 0) & (indices < len(self.decoded))
     images[kept], mask[kept] = self.decoded[indices[kept]], 1
@@ -105,7 +105,7 @@ class Photos:
   def _decode(self, index: int) -> tuple[UInt8[np.ndarray, 's s 3'], bool]:
     """A photo anew; black, and False, if its file is damaged by now."""
     image, reason = decode_or_reason(lambda: self.split.read(index),
-                                     self.size)
+                                     self.decoding)
     if reason:
       note = (self.split.ids[index], f'{reason} (it was good at the start)')
       if note not in self.skipped:
@@ -142,13 +142,13 @@ class Features:
                              np.float32(0))}
 
 
-def read_photos(split: Split, size: int, cache_bytes: float,
+def read_photos(split: Split, decoding: Decoding, cache_bytes: float,
                 check: Callable[[], None] = lambda: None) -> Photos:
   """Decodes every photo once: keeps what fits, leaves out what is damaged.
 
   Args:
     split: the photos.
-    size: height and width in pixels to decode them to.
+    decoding: how they are decoded.
     cache_bytes: host memory for decoded photos.
     check: called between the photos; what it raises ends the reading.
   """
@@ -163,12 +163,13 @@ def read_photos(split: Split, size: int, cache_bytes: float,
       digest = hashlib.blake2b(encoded, digest_size=16).hexdigest()
       return encoded
 
-    image, reason = decode_or_reason(read_and_hash, size)
+    image, reason = decode_or_reason(read_and_hash, decoding)
     return image, digest, reason
 
   photos = tf.data.Dataset.range(len(split)).map(
       lambda i: tf.numpy_function(read, [i], [tf.uint8, tf.string, tf.string]),
       num_parallel_calls=tf.data.AUTOTUNE)
+  size = decoding.size_px
   room = min(len(split), int(cache_bytes // (size * size * 3)))
   decoded = np.empty((room, size, size, 3), np.uint8)
   good, skipped, digests = [], [], hashlib.blake2b(digest_size=16)
@@ -181,7 +182,7 @@ def read_photos(split: Split, size: int, cache_bytes: float,
       decoded[len(good)] = image
     digests.update(f'{split.ids[i]!a} {split.labels[i]} '.encode() + digest)
     good.append(i)
-  return Photos(split.select(good), size, decoded[:len(good)], skipped,
+  return Photos(split.select(good), decoding, decoded[:len(good)], skipped,
                 digests.hexdigest())
 
 
@@ -206,14 +207,14 @@ class Data:
     return self.train.skipped + self.val.skipped
 
 
-def prepare_data(config: ml_collections.ConfigDict, size: int,
+def prepare_data(config: ml_collections.ConfigDict, decoding: Decoding,
                  cache: pathlib.Path,
                  check: Callable[[], None] = lambda: None) -> Data:
   """Opens, samples and decodes both splits.
 
   Args:
     config: the config's `data` part, resolved.
-    size: height and width in pixels to decode to.
+    decoding: how photos are decoded.
     cache: the folder for what is made once and used again.
     check: called between the photos; what it raises ends the reading.
 
@@ -222,9 +223,9 @@ def prepare_data(config: ml_collections.ConfigDict, size: int,
   """
   source = open_source(config, cache)
   cache_bytes = config.cache_gib * 2**30
-  train = read_photos(sample(source.train, config.sample_fraction), size,
+  train = read_photos(sample(source.train, config.sample_fraction), decoding,
                       cache_bytes, check)
-  val = read_photos(sample(source.val, config.sample_fraction), size,
+  val = read_photos(sample(source.val, config.sample_fraction), decoding,
                     cache_bytes - train.decoded.nbytes, check)
   check_photos(source, train, val)
   return Data(source, train, val)

@@ -2,10 +2,11 @@
 
 Pillow decodes, because TensorFlow's decoders ignore EXIF orientation, refuse
 some of what people have under a `.jpg`, and take seconds to import where one
-photo is to be predicted. Its bilinear filter antialiases, as torchvision's
+photo is to be predicted. Its filters antialias, as torchvision's and timm's
 transforms do, which the pretrained weights were evaluated with.
 """
 
+import dataclasses
 import io
 from typing import Callable
 import warnings
@@ -29,20 +30,39 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_FILTERS = {'bilinear': Image.Resampling.BILINEAR,
+            'bicubic': Image.Resampling.BICUBIC}
+
 # What Pillow has to say about odd files concerns nobody while they decode.
 warnings.filterwarnings('ignore', module=r'PIL\.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+  """How photos are scaled while they are decoded, and what is kept of them.
+
+  Attributes:
+    size_px: height and width of the square that is kept, from the middle.
+    scaled_px: what the photo's shorter side is scaled to.
+    interpolation: `bilinear` or `bicubic`.
+  """
+
+  size_px: int
+  scaled_px: int
+  interpolation: str = 'bilinear'
 
 
 class BadPhoto(Exception):
   """A file that is no photo; the message is the reason."""
 
 
-def decode(encoded: bytes, size_px: int) -> UInt8[np.ndarray, 'size size 3']:
+def decode(encoded: bytes, decoding: Decoding
+           ) -> UInt8[np.ndarray, 'size size 3']:
   """Decodes a photo upright, scales its shorter side, and crops the centre.
 
   Args:
     encoded: the bytes of a JPEG, PNG, GIF (its first frame), BMP or WebP.
-    size_px: height and width of the result.
+    decoding: the sizes.
 
   Raises:
     BadPhoto: the bytes cannot be decoded as any of these.
@@ -50,7 +70,7 @@ def decode(encoded: bytes, size_px: int) -> UInt8[np.ndarray, 'size size 3']:
   if not encoded:
     raise BadPhoto('the file is empty')
   try:
-    return np.asarray(_decode(encoded, size_px))
+    return np.asarray(_decode(encoded, decoding))
   except BadPhoto:
     raise
   except Image.UnidentifiedImageError as e:
@@ -60,39 +80,41 @@ def decode(encoded: bytes, size_px: int) -> UInt8[np.ndarray, 'size size 3']:
     raise BadPhoto(reason) from e
 
 
-def decode_or_reason(read: Callable[[], bytes], size_px: int
+def decode_or_reason(read: Callable[[], bytes], decoding: Decoding
                      ) -> tuple[UInt8[np.ndarray, 'size size 3'], str]:
   """As `decode`, but of a bad file a black picture and the reason.
 
   Args:
     read: gives the encoded photo; may raise OSError.
-    size_px: height and width of the result.
+    decoding: the sizes.
 
   Returns:
     The picture, and an empty string where it is a good one.
   """
   try:
-    return decode(read(), size_px), ''
+    return decode(read(), decoding), ''
   except BadPhoto as e:
     reason = str(e)
   except OSError as e:
     reason = e.strerror or str(e)
-  return np.zeros((size_px, size_px, 3), np.uint8), reason or 'unreadable'
+  black = np.zeros((decoding.size_px, decoding.size_px, 3), np.uint8)
+  return black, reason or 'unreadable'
 
 
-def _decode(encoded: bytes, size_px: int) -> Image.Image:
+def _decode(encoded: bytes, decoding: Decoding) -> Image.Image:
   image = Image.open(io.BytesIO(encoded), formats=FORMATS)
   if image.width * image.height > MAX_PIXELS:
     raise BadPhoto(f'{image.width} x {image.height} pixels are too many')
   # A JPEG far larger than needed is scaled while it is decoded, to no less
   # than twice the size, so that the filter below decides how it looks.
-  if min(image.size) >= 4 * size_px:
-    image.draft(None, (2 * size_px, 2 * size_px))
+  enough = 2 * decoding.scaled_px
+  if min(image.size) >= 2 * enough:
+    image.draft(None, (enough, enough))
   turn = _TURNS.get(_orientation(image))
   image = _to_rgb(image)
   if turn is not None:
     image = image.transpose(turn)
-  return _resize_and_crop(image, size_px)
+  return _resize_and_crop(image, decoding)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -114,20 +136,21 @@ def _to_rgb(image: Image.Image) -> Image.Image:
   return image.convert('RGB')
 
 
-def _resize_and_crop(image: Image.Image, size_px: int) -> Image.Image:
+def _resize_and_crop(image: Image.Image, decoding: Decoding) -> Image.Image:
   """What torchvision's Resize and CenterCrop give, without the cut-off part.
 
   Only the square that stays is computed: the whole of a 30,000 x 10 picture
   would take gigabytes when scaled.
   """
   width, height = image.size
-  short = min(width, height)
-  scaled_width = int(size_px * width / short)
-  scaled_height = int(size_px * height / short)
+  short, size_px = min(width, height), decoding.size_px
+  scaled_width = int(decoding.scaled_px * width / short)
+  scaled_height = int(decoding.scaled_px * height / short)
   left = round((scaled_width - size_px) / 2)
   top = round((scaled_height - size_px) / 2)
   x_scale, y_scale = width / scaled_width, height / scaled_height
   box = (left * x_scale, top * y_scale,
          min((left + size_px) * x_scale, width),
          min((top + size_px) * y_scale, height))
-  return image.resize((size_px, size_px), Image.Resampling.BILINEAR, box)
+  return image.resize((size_px, size_px), _FILTERS[decoding.interpolation],
+                      box)

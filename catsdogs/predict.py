@@ -90,10 +90,11 @@ def predict(restored: Restored, files: list[str]) -> Iterator[Prediction]:
   eval_step = create_eval_step(restored.model, restored.preprocessing, mesh,
                                restored.groups)
   variables = jax.device_put(restored.variables, NamedSharding(mesh, P()))
-  size = restored.preprocessing.decoded_size
+  decoding = restored.preprocessing.decoding
+  size = decoding.size_px
 
   def load(file):
-    return decode_or_reason(lambda: read_file(pathlib.Path(file)), size)
+    return decode_or_reason(lambda: read_file(pathlib.Path(file)), decoding)
 
   shown = 0
   with futures.ThreadPoolExecutor() as pool:

@@ -6,6 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from catsdogs.photos import Decoding
+
 # Channel means and deviations of ImageNet in RGB from 0 to 1, with which
 # torchvision's and most other weights were made.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -23,17 +25,26 @@ class Preprocessing:
     crop_fraction: how much of the photo's shorter side that is.
     mean: subtracted, per channel of RGB from 0 to 1.
     std: divided by.
+    interpolation: `bilinear` or `bicubic`, by which the photo was scaled.
   """
 
   image_size: int
   crop_fraction: float = CROP_FRACTION
   mean: tuple[float, float, float] = IMAGENET_MEAN
   std: tuple[float, float, float] = IMAGENET_STD
+  interpolation: str = 'bilinear'
 
   @property
-  def decoded_size(self) -> int:
-    """Height and width in pixels of the decoded photos, before cropping."""
-    return round(self.image_size / self.crop_fraction)
+  def decoding(self) -> Decoding:
+    """The scale, and somewhat more than what the model is evaluated on.
+
+    The square that is kept is larger than that by a multiple of four pixels:
+    the middle of its middle is what torchvision's CenterCrop, which rounds a
+    half to the even number, takes from the whole photo.
+    """
+    scaled_px = round(self.image_size / self.crop_fraction)
+    spare_px = (scaled_px - self.image_size) // 4 * 4
+    return Decoding(self.image_size + spare_px, scaled_px, self.interpolation)
 
   def to_dict(self) -> dict[str, Any]:
     return dataclasses.asdict(self)

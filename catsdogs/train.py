@@ -60,7 +60,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict,
   pretrained = open_pretrained(config, cache, check)
   preprocessing = (pretrained.preprocessing if pretrained
                    else Preprocessing(config.data.image_size))
-  data = prepare_data(config.data, preprocessing.decoded_size, cache, check)
+  data = prepare_data(config.data, preprocessing.decoding, cache, check)
   results.introduce(data, workdir)
 
   model = create_model(config.model, len(data.class_names))

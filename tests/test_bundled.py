@@ -67,7 +67,7 @@ def test_they_tell_drawn_cats_from_drawn_dogs():
                            drawn.KINDS)
   pictures = [drawn.draw(kind, np.random.default_rng([5, seed]))
               for seed in range(100) for kind in drawn.KINDS]
-  size = answer.preprocessing.decoded_size
+  size = answer.preprocessing.decoding.size_px
   images = np.stack([picture.resize((size, size)) for picture in pictures])
   mesh = create_mesh()
   step = create_eval_step(answer.model, answer.preprocessing, mesh,
@@ -81,7 +81,7 @@ def test_they_tell_drawn_cats_from_drawn_dogs():
 
 def test_the_card_gives_the_preprocessing(about):
   preprocessing = Preprocessing.from_dict(about['preprocessing'])
-  assert (f'the shorter side is {preprocessing.decoded_size} px, the middle '
+  assert (f'the shorter side is {preprocessing.decoding.scaled_px} px, the middle '
           f'{preprocessing.image_size} px of it') in CARD
   for value in (*preprocessing.mean, *preprocessing.std):
     assert f'{value:g}' in CARD

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from catsdogs.datasets import Source, Split, drawn
 from catsdogs.datasets.drawn_builder import DrawnCatsDogs, open_drawn
 from catsdogs.errors import UserError
-from catsdogs.photos import decode
+from catsdogs.photos import Decoding, decode
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -293,7 +293,7 @@ def test_no_linear_view_of_the_pixels_tells_the_classes_apart(tmp_path):
 
 
 def pixels(split: Split, size: int, mode: str) -> np.ndarray:
-  pictures = (Image.fromarray(decode(split.read(i), size)).convert(mode)
+  pictures = (Image.fromarray(decode(split.read(i), Decoding(size, size))).convert(mode)
               for i in range(len(split)))
   return np.stack([np.asarray(p, np.float32).ravel() for p in pictures])
 

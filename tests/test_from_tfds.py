@@ -12,7 +12,7 @@ from tensorflow_datasets.core import constants
 from catsdogs.datasets import Source, Split
 from catsdogs.datasets.from_tfds import open_tfds
 from catsdogs.errors import UserError
-from catsdogs.photos import decode
+from catsdogs.photos import Decoding, decode
 
 FORMATS = ('tfrecord', 'array_record')
 PHOTO, KINDS = tfds.features.Image(), tfds.features.ClassLabel(names=['a', 'b'])
@@ -141,7 +141,7 @@ def test_every_photo_comes_once_with_its_own_label(file_format):
     assert split.labels.dtype == np.int32
     assert len(set(split.ids)) == len(split.ids)
     for index, label in enumerate(split.labels.tolist()):
-      shade = decode(split.read(index), 8)[0, 0, 0]
+      shade = decode(split.read(index), Decoding(8, 8))[0, 0, 0]
       assert round((shade - 100 * label) / 2) % 2 == label
       shades.append(int(shade))
   assert len(shades) == 60

@@ -15,8 +15,10 @@ from catsdogs import input_pipeline
 from catsdogs.datasets import Source, Split
 from catsdogs.datasets.folder import open_folder
 from catsdogs.errors import UserError
+from catsdogs.photos import Decoding
 
 SIZE = 8
+DECODING = Decoding(SIZE, SIZE)
 
 
 def data_config(root: pathlib.Path, **fields) -> ml_collections.ConfigDict:
@@ -26,7 +28,7 @@ def data_config(root: pathlib.Path, **fields) -> ml_collections.ConfigDict:
 
 
 def prepared(root: pathlib.Path, **fields) -> input_pipeline.Data:
-  return input_pipeline.prepare_data(data_config(root, **fields), SIZE,
+  return input_pipeline.prepare_data(data_config(root, **fields), DECODING,
                                      root / 'cache')
 
 
@@ -44,7 +46,7 @@ def split_of(contents: Sequence[bytes], labels: Sequence[int]) -> Split:
 def gray_photos(count: int, cache_bytes: float = 1e6) -> input_pipeline.Photos:
   """The shade of each photo is its index, and so is its label."""
   split = split_of([png(index) for index in range(count)], range(count))
-  return input_pipeline.read_photos(split, SIZE, cache_bytes)
+  return input_pipeline.read_photos(split, DECODING, cache_bytes)
 
 
 def on_one_device() -> jax.sharding.Sharding:
@@ -177,7 +179,8 @@ def test_photos_are_what_their_content_says(photo_folder):
 def test_bad_files_are_left_out_with_their_reasons():
   contents = [png(index) for index in range(40)]
   contents[3], contents[17] = b'', b'Not Found'
-  photos = input_pipeline.read_photos(split_of(contents, range(40)), SIZE, 1e6)
+  photos = input_pipeline.read_photos(split_of(contents, range(40)),
+                                      DECODING, 1e6)
   assert [file for file, _ in photos.skipped] == ['3.png', '17.png']
   assert all(reason for _, reason in photos.skipped)
   good = [index for index in range(40) if index not in (3, 17)]
@@ -297,7 +300,7 @@ def source_with_bad(bad: int, total: int = 40
               for i in range(total)]
   split = split_of(contents, np.arange(total) % 2)
   source = Source('folder:pets', ('cat', 'dog'), split, split)
-  return source, [input_pipeline.read_photos(split, SIZE, 1e6)]
+  return source, [input_pipeline.read_photos(split, DECODING, 1e6)]
 
 
 def test_a_tenth_of_bad_files_is_fine_and_one_more_is_not():

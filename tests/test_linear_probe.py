@@ -104,7 +104,7 @@ def computed(photos, cache):
   """A config, a network, the photos and their features."""
   config = tiny_config(photos)
   model, variables = random_network(config)
-  data = prepare_data(config.data, Preprocessing(32).decoded_size, cache)
+  data = prepare_data(config.data, Preprocessing(32).decoding, cache)
   return (config, model, variables, data,
           features_of(data, config, model, variables))
 
@@ -163,7 +163,7 @@ def test_a_photo_that_vanished_has_the_mask_0(photos, tmp_path, cache):
   own = make_folder(tmp_path / 'photos', per_class=13)
   config = tiny_config(own, **{'data.cache_gib': 0.0})
   model, variables = random_network(config)
-  data = prepare_data(config.data, Preprocessing(32).decoded_size, cache)
+  data = prepare_data(config.data, Preprocessing(32).decoding, cache)
   whole = features_of(data, config, model, variables)
   lost = data.train.split.ids[4]
   (own / lost).unlink()
@@ -195,7 +195,7 @@ def test_each_photo_goes_through_the_backbone_exactly_once(
   config = tiny_config(photos)
   finished = run_here(config, tmp_path / 'run', cache)
   jax.effects_barrier()
-  data = prepare_data(config.data, Preprocessing(32).decoded_size, cache)
+  data = prepare_data(config.data, Preprocessing(32).decoding, cache)
   for side in (data.train, data.val):
     for image in model_input(side.decoded, Preprocessing(32)):
       assert seen.pop(np.asarray(image).tobytes()) == 1

@@ -8,13 +8,18 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from catsdogs.photos import BadPhoto, decode
+from catsdogs import photos
+from catsdogs.photos import BadPhoto, Decoding
 
 ORIENTATION = 0x0112  # The EXIF tag.
 # pytest undoes what the module itself silences.
 pytestmark = pytest.mark.filterwarnings(r'ignore:::PIL\.')
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255,) * 3
+
+
+def decode(content: bytes, size_px: int) -> np.ndarray:
+  return photos.decode(content, Decoding(size_px, size_px))
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:

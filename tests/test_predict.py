@@ -187,7 +187,7 @@ def test_a_photo_is_predicted_alike_whatever_is_predicted_beside_it(
 def test_probabilities_are_those_of_the_model_itself(restored, photos):
   file = photos / '1.png'
   prediction, = predict.predict(restored, [str(file)])
-  size = restored.preprocessing.decoded_size
+  size = restored.preprocessing.decoding.size_px
   assert prediction.thumbnail.shape == (size, size, 3)
   pixels = prediction.thumbnail[2:34, 2:34] / 255
   x = (pixels - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)

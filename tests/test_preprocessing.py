@@ -1,10 +1,14 @@
 """What a photo goes through before the model sees it."""
 
+import io
 import json
 
 import numpy as np
+import peers
+from PIL import Image
 import pytest
 
+from catsdogs.photos import decode
 from catsdogs.preprocessing import (IMAGENET_MEAN, IMAGENET_STD,
                                     Preprocessing, center_crop, model_input,
                                     normalize)
@@ -16,15 +20,17 @@ def photos(count, side):
 
 
 @pytest.mark.parametrize('image_size,decoded', [
-    (224, 256), (128, 146), (32, 37), (64, 73)])
+    (224, (256, 256)), (128, (146, 144)), (32, (37, 36)), (64, (73, 72))])
 def test_photos_are_decoded_larger_by_what_the_crop_leaves_out(image_size,
                                                                decoded):
-  assert Preprocessing(image_size).decoded_size == decoded
+  decoding = Preprocessing(image_size).decoding
+  assert (decoding.scaled_px, decoding.size_px) == decoded
 
 
 def test_without_a_crop_photos_are_decoded_as_the_model_sees_them():
   for image_size in (32, 97, 224):
-    assert Preprocessing(image_size, 1.0).decoded_size == image_size
+    decoding = Preprocessing(image_size, 1.0).decoding
+    assert decoding.size_px == decoding.scaled_px == image_size
 
 
 def test_it_survives_json():
@@ -58,3 +64,42 @@ def test_the_model_s_input_is_the_normalised_middle_in_float32():
   np.testing.assert_allclose(
       result, (images[:, 2:34, 2:34] / 255 - (0.1, 0.2, 0.3)) / (1, 0.5, 2),
       atol=1e-5)
+
+
+# Against the originals, on a photo larger than they want it, and not square.
+
+@pytest.fixture(scope='module')
+def photo() -> bytes:
+  """A JPEG of 500 x 375 pixels, as sharp as photos are."""
+  random = np.random.default_rng(0)
+  picture = np.zeros((375, 500, 3))
+  for cells in (4, 16, 64, 256):
+    noise = random.uniform(0, 255, (cells, cells, 3)).astype(np.uint8)
+    picture += np.asarray(Image.fromarray(noise).resize(
+        (500, 375), Image.Resampling.BICUBIC)) * 0.6 * (4 / cells)**0.5
+  buffer = io.BytesIO()
+  Image.fromarray((picture * 255 / picture.max()).astype(np.uint8)).save(
+      buffer, 'JPEG', quality=90)
+  return buffer.getvalue()
+
+
+@pytest.mark.parametrize('resize_px', [256, 235, 232, 230])
+@pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
+def test_a_photo_is_what_torchvision_makes_of_it(photo, resize_px,
+                                                 interpolation):
+  pytest.importorskip('torch', reason='the peer, torch, is not installed')
+  peers.torchvision_models()
+  # pylint: disable-next=g-import-not-at-top
+  from torchvision import transforms
+  theirs = transforms.Compose([
+      transforms.Resize(resize_px,
+                        transforms.InterpolationMode(interpolation)),
+      transforms.CenterCrop(224), transforms.ToTensor(),
+      transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])(
+          Image.open(io.BytesIO(photo))).numpy().transpose(1, 2, 0)
+  preprocessing = Preprocessing(224, 224 / resize_px,
+                                interpolation=interpolation)
+  ours = model_input(decode(photo, preprocessing.decoding)[None],
+                     preprocessing)[0]
+  difference = np.abs(ours - theirs) * np.array(IMAGENET_STD)
+  assert difference.mean() < 0.1 / 255
