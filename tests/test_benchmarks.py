@@ -33,6 +33,7 @@ def architecture(name: str, width: float):
   return dataclasses.replace(ARCHITECTURES[name], width=width)
 
 
+@pytest.mark.slow
 def test_a_table_and_its_rows_come_of_those_who_can_run(tmp_path):
   pytest.importorskip('torch', reason='the peer, torch, is not installed')
   file = tmp_path / 'rows.json'

@@ -176,7 +176,9 @@ LONG = ('--config=configs/finetune.py', *TINY,
 
 
 @pytest.mark.parametrize('signum, onednn', [
-    (signal.SIGKILL, True), (signal.SIGINT, False), (signal.SIGTERM, False)])
+    (signal.SIGKILL, True),
+    pytest.param(signal.SIGINT, False, marks=pytest.mark.slow),
+    pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_as_one_left_alone(photos, cache, tmp_path,
                                                    signum, onednn):
   source = f'--config.data.source=folder:{photos}'
