@@ -15,7 +15,8 @@ from catsdogs.pretrained import download, known_weights
 
 _LOOK_SECONDS = 5.0
 _SIZE_WITH_PRETRAINED_PX = 224
-_SIZE_WITH_BUNDLED_OR_NONE_PX = 128
+_SIZE_WITH_BUNDLED_OR_NONE_PX = 160
+_SIZE_OF_DRAWN_PX = 128
 _PRETRAINED_MODEL = 'resnet50'
 
 # What `tfds:cats_vs_dogs` downloads, from TFDS 4.9.10:
@@ -97,8 +98,9 @@ def resolve(config: ml_collections.ConfigDict, platform: str,
     model.name = BUNDLED_MODEL if small else _PRETRAINED_MODEL
     model.width = BUNDLED_WIDTH if small else 1.0
   if data.image_size is None:
-    data.image_size = (_SIZE_WITH_BUNDLED_OR_NONE_PX if small
-                       else _SIZE_WITH_PRETRAINED_PX)
+    data.image_size = (_SIZE_WITH_PRETRAINED_PX if not small
+                       else _SIZE_OF_DRAWN_PX if data.source == 'bundled'
+                       else _SIZE_WITH_BUNDLED_OR_NONE_PX)
   if model.dtype == 'auto':
     model.dtype = 'float32' if platform == 'cpu' else 'bfloat16'
   return config.lock(), notice

@@ -15,6 +15,7 @@ from web_server import Silence, WebServer, closed_url
 
 REAL = ('tfds:cats_vs_dogs', 'torchvision:IMAGENET1K_V2', 'resnet50', 1.0, 224)
 BUNDLED = ('bundled', 'bundled', 'resnet18', 0.5, 128)
+ON_PHOTOS = ('bundled', 'resnet18', 0.5, 160)
 HALF = {'model__name': 'resnet18', 'model__width': 0.5}
 SHIPPED = sorted(
     path.stem for path in pathlib.Path(finetune.__file__).parent.glob('*.py')
@@ -237,7 +238,7 @@ def test_the_folder_of_prepared_photos_is_tfds_own(world, tmp_path,
 
 def test_the_source_alone(world):
   for weights, name, width, size in (
-      ('none', 'resnet18', 0.5, 128), ('bundled', 'resnet18', 0.5, 128),
+      ('none', 'resnet18', 0.5, 160), ('bundled', 'resnet18', 0.5, 160),
       ('w.pth', 'resnet50', 1.0, 224),
       ('torchvision:IMAGENET1K_V1', 'resnet50', 1.0, 224)):
     answer, notice = world.answer(model__weights=weights)
@@ -259,7 +260,7 @@ def test_the_weights_alone(world):
   assert '--config.model.weights=bundled' in notice
   world.weights.status = 404
   answer, notice = world.answer(data__source='folder:x')
-  assert answer == ('folder:x', *BUNDLED[1:])
+  assert answer == ('folder:x', *ON_PHOTOS)
   assert 'answers 404' in notice and 'data.source' not in notice
   assert not world.photos.asked
 
@@ -307,7 +308,7 @@ def test_a_named_model_of_another_width_has_no_weights(world, model, width):
 @pytest.mark.usefixtures('nobody_is_asked')
 def test_the_bundled_architecture_has_the_bundled_weights(world):
   answer, notice = world.answer(data__source='folder:x', **HALF)
-  assert answer == ('folder:x', *BUNDLED[1:]) and notice is None
+  assert answer == ('folder:x', *ON_PHOTOS) and notice is None
 
 
 def test_a_named_model_and_the_source_are_decided_each_alone(world):
@@ -317,7 +318,7 @@ def test_a_named_model_and_the_source_are_decided_each_alone(world):
   assert 'drawn' in notice.lower() and 'ResNet-18' not in notice
   assert world.answer(**HALF)[0] == BUNDLED
   world.photos.status = 200
-  assert world.answer(**HALF)[0] == ('tfds:cats_vs_dogs', *BUNDLED[1:])
+  assert world.answer(**HALF)[0] == ('tfds:cats_vs_dogs', *ON_PHOTOS)
 
 
 # Whatever is auto.
