@@ -15,7 +15,8 @@ _OUTPUTS = ('checkpoints', 'damaged_checkpoints', 'metrics.csv', 'results.json',
             'predictions', 'predictions.csv', 'predictions.png',
             'skipped_files.csv', 'evaluation.json', 'report.html',
             'events.out.tfevents.*', '*.partial',
-            config_lib.CONFIG_FILE)  # The last, so that a kill leaves no other's remains.
+            # The last, so that a kill leaves no other's remains.
+            config_lib.CONFIG_FILE)
 # What may be set anew when a finished run is evaluated or predicted with.
 _CHANGEABLE = ('data.source', 'data.cache_gib', 'data.train_split',
                'data.val_split', 'data.label_key', 'model.dtype',

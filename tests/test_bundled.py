@@ -79,7 +79,7 @@ def test_their_features_tell_drawn_cats_from_drawn_dogs():
 
 def test_the_card_gives_the_preprocessing(about):
   preprocessing = Preprocessing.from_dict(about['preprocessing'])
-  assert (f'the shorter side is {preprocessing.decoding.scaled_px} px, the middle '
-          f'{preprocessing.image_size} px of it') in CARD
+  assert (f'the shorter side is {preprocessing.decoding.scaled_px} px, the '
+          f'middle {preprocessing.image_size} px of it') in CARD
   for value in (*preprocessing.mean, *preprocessing.std):
     assert f'{value:g}' in CARD
