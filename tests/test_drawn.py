@@ -293,7 +293,8 @@ def test_no_linear_view_of_the_pixels_tells_the_classes_apart(tmp_path):
 
 
 def pixels(split: Split, size: int, mode: str) -> np.ndarray:
-  pictures = (Image.fromarray(decode(split.read(i), Decoding(size, size))).convert(mode)
+  decoding = Decoding(size, size)
+  pictures = (Image.fromarray(decode(split.read(i), decoding)).convert(mode)
               for i in range(len(split)))
   return np.stack([np.asarray(p, np.float32).ravel() for p in pictures])
 
