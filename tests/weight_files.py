@@ -1,36 +1,44 @@
 """Files of weights as others write them, for the tests, made without torch."""
 
+import dataclasses
 import json
 import pathlib
 import pickle
 import struct
 from typing import Any, Callable
 import zipfile
+import zlib
 
+from flax import serialization
 from flax import traverse_util
+import h5py
 import numpy as np
 import peers
 import pytest
 from safetensors import numpy as safetensors
 
 from catsdogs import models
+from catsdogs.architectures import ARCHITECTURES
 from catsdogs.errors import UserError
 from catsdogs.preprocessing import Preprocessing
 from catsdogs.pretrained import bundled
-from catsdogs.pretrained import load
-from catsdogs.pretrained import torchvision_names
+from catsdogs.pretrained import fit
+from catsdogs.pretrained import names
+from catsdogs.pretrained import read
 
 CLASSES = 5
 # A fish, a dog and two cats, of ImageNet.
 IMAGENET_IDS = ('n01440764', 'n02085620', 'n02123045', 'n02123394')
+# The architecture of most models here.
+SMALL = dataclasses.replace(ARCHITECTURES['resnet18'], width=0.125)
 
 Path = pathlib.Path
 
 
 def load_weights(path: Path, variables: Any) -> tuple[Any, bool]:
   """What a file gives a model, and whether the head came along."""
-  tensors, _ = load.read_tensors(path)
-  return load.fit(path, tensors, variables)
+  tensors, _ = read.read_tensors(path)
+  return fit.fit(path, tensors, variables, SMALL)
 
 
 # Files, made without torch.
@@ -117,8 +125,8 @@ def weights_like(variables: dict[str, Any]) -> dict[str, np.ndarray]:
   """Random weights in torchvision's names."""
   flat = traverse_util.flatten_dict(variables, sep='/')
   return peers.random_weights(
-      {torchvision_names.torchvision_name(path):
-       torchvision_names.torchvision_shape(array.shape)
+      {names.TORCHVISION.name(path):
+       names.TORCHVISION.shape(path, array.shape)
        for path, array in flat.items()}, seed=1)
 
 
@@ -157,6 +165,91 @@ def write_weights_legacy(path: Path, weights: dict[str, np.ndarray]) -> Path:
   return write_legacy(path, content, weights)
 
 
+def write_npz(path: Path, weights: dict[str, np.ndarray]) -> Path:
+  with open(path, 'wb') as file:  # Or numpy would append `.npz` to the name.
+    np.savez(file, **weights)
+  return path
+
+
+def write_deflated_npz(path: Path, weights: dict[str, np.ndarray]) -> Path:
+  with open(path, 'wb') as file:
+    np.savez_compressed(file, **weights)
+  return path
+
+
+def write_msgpack(path: Path, weights: dict[str, np.ndarray]) -> Path:
+  """What Flax writes; a name's parts between '/' are the keys of dicts."""
+  path.write_bytes(serialization.to_bytes(
+      traverse_util.unflatten_dict(weights, sep='/')))
+  return path
+
+
+def write_hdf5(path: Path, weights: dict[str, np.ndarray],
+               **options: Any) -> Path:
+  """As Keras writes; a name's parts between '/' are groups.
+
+  Args:
+    path: of the file.
+    weights: by their names.
+    **options: of h5py's `create_dataset`, for tensors that have axes.
+  """
+  with h5py.File(path, 'w') as file:
+    for name, x in weights.items():
+      file.create_dataset(name, data=x, **(options if x.ndim else {}))
+  return path
+
+
+def write_compressed_hdf5(path: Path, weights: dict[str, np.ndarray]) -> Path:
+  """In pieces, of which the last ones reach beyond the tensor."""
+  with h5py.File(path, 'w') as file:
+    for name, x in weights.items():
+      chunks = tuple(-(-size * 2 // 3) for size in x.shape)
+      file.create_dataset(name, data=x, chunks=chunks, compression='gzip',
+                          shuffle=True)
+  return path
+
+
+def deflated_zeros(mebibytes: int) -> bytes:
+  """A bomb: so many zeros in a thousandth of the bytes, without a header."""
+  packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+  one = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)
+  return one * mebibytes + packer.flush()
+
+
+def write_npz_bomb(path: Path, start: bytes, mebibytes: int,
+                   told: int) -> Path:
+  """An archive whose `a.npy` has a start, then zeros, and is told shorter.
+
+  Args:
+    path: of the file.
+    start: first bytes of the entry.
+    mebibytes: of zeros that follow.
+    told: bytes of the entry, by the archive's directory.
+  """
+  packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+  packed = packer.compress(start) + packer.flush(zlib.Z_FULL_FLUSH)
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('a.npy', packed + deflated_zeros(mebibytes))
+  data = bytearray(path.read_bytes())
+  for header, method in ((0, 8), (data.rindex(b'PK\x01\x02'), 10)):
+    data[header + method] = zipfile.ZIP_DEFLATED
+    data[header + method + 14:header + method + 18] = told.to_bytes(4, 'little')
+  path.write_bytes(data)
+  return path
+
+
+def write_hdf5_bomb(path: Path, count: int, mebibytes: int) -> Path:
+  """A tensor `bad` of `count` numbers, whose piece becomes so many zeros."""
+  nbytes = mebibytes * 2**20
+  packed = b'\x78\xda' + deflated_zeros(mebibytes) + struct.pack(
+      '>HH', nbytes % 65521, 1)  # Adler's checksum.
+  with h5py.File(path, 'w') as file:
+    dataset = file.create_dataset(
+        'bad', (count,), 'f4', chunks=(min(count, 2**29),), compression='gzip')
+    dataset.id.write_direct_chunk((0,), packed)
+  return path
+
+
 def contiguous_strides(x: np.ndarray) -> tuple[int, ...]:
   return tuple(stride // x.itemsize for stride in x.strides)
 
@@ -166,5 +259,28 @@ def refusal(function: Callable, *arguments: Any) -> str:
   with pytest.raises(UserError) as caught:
     function(*arguments)
   message = str(caught.value)
-  assert '\n' not in message and len(message) < 1500
+  assert '\n' not in message and len(message) < 2000
   return message
+
+
+# Every format, and what writes tensors in it.
+WRITERS = {
+    'zip.pth': write_weights_zip,
+    'legacy.pth': write_weights_legacy,
+    'x.safetensors': write_safetensors,
+    'x.h5': write_hdf5,
+    'compressed.h5': write_compressed_hdf5,
+    'x.npz': write_npz,
+    'deflated.npz': write_deflated_npz,
+    'x.msgpack': write_msgpack,
+}
+
+
+def few_tensors() -> dict[str, np.ndarray]:
+  """Of several ranks, none of them empty or of zeros."""
+  random = np.random.default_rng(0)
+  return {name: random.normal(size=shape).astype(np.float32)
+          for name, shape in (
+              ('stem/conv/kernel', (3, 3, 3, 4)), ('stem/bn/scale', (4,)),
+              ('stem/bn/mean', (4,)), ('block/conv/kernel', (1, 1, 4, 8)),
+              ('head/kernel', (8, 5)), ('head/bias', (5,)))}

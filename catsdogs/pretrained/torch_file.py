@@ -12,14 +12,13 @@ import mmap
 import os
 import struct
 from typing import Any, Callable
-import zlib
 
 import numpy as np
 
 from catsdogs.errors import UserError
 from catsdogs.pretrained import torch_pickle
+from catsdogs.pretrained import zip_file
 
-ZIP_START = b'PK\x03\x04'
 # How a pickle of protocol 2 to 5 begins; the legacy format is made of them.
 PICKLE_STARTS = tuple(bytes([0x80, protocol]) for protocol in (2, 3, 4, 5))
 
@@ -56,7 +55,7 @@ def read_torch_file(path: str | os.PathLike) -> dict[str, np.ndarray]:
   try:
     with open(path, 'rb') as file:
       data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if data[:4] == ZIP_START:
+    if data[:4] == zip_file.START:
       content, locate = _read_zip(data)
     elif data[:2] in PICKLE_STARTS:
       content, locate = _read_legacy(data)
@@ -85,7 +84,7 @@ def without_prefix(tensors: dict[str, Any]) -> dict[str, Any]:
 
 def _read_zip(data: mmap.mmap) -> tuple[Any, _Locate]:
   """The content of a zip archive's pickle, and where its storages are."""
-  entries = _zip_directory(data)
+  entries = zip_file.directory(data)
   pickles = [name for name in entries if name.endswith('/data.pkl')]
   if len(pickles) != 1:
     raise ValueError(f'the archive holds {len(pickles)} data.pkl, not one')
@@ -94,7 +93,12 @@ def _read_zip(data: mmap.mmap) -> tuple[Any, _Locate]:
   def place(name: str) -> tuple[int, int]:
     if name not in entries:
       raise ValueError(f'the archive lacks {show(name)}')
-    return _zip_entry(data, *entries[name])
+    entry = entries[name]
+    if entry.deflated:
+      raise ValueError(f'its entry {show(name)} is compressed')
+    start = zip_file.place(data, entry)
+    zip_file.check_crc(memoryview(data)[start:start + entry.size], entry)
+    return start, entry.size
 
   if f'{root}byteorder' in entries:
     start, size = place(f'{root}byteorder')
@@ -115,53 +119,6 @@ def _read_zip(data: mmap.mmap) -> tuple[Any, _Locate]:
     return start
 
   return content, locate
-
-
-def _zip_directory(data: mmap.mmap) -> dict[str, tuple[int, int, int]]:
-  """Header offset, size in bytes and CRC-32 of each entry of an archive.
-
-  Raises:
-    ValueError: there is no directory, or it has what torch never writes:
-      compression, encryption, overlapping entries. Archives of more than 4 GiB
-      or 65,535 entries (zip64), which no ResNet needs, are not understood.
-  """
-  # The end record is last, but for a comment of up to 65,535 bytes.
-  end = data.rfind(b'PK\x05\x06', max(0, len(data) - 22 - 65_535))
-  if end < 0:
-    raise ValueError('the archive is cut short')
-  count, _, position = struct.unpack('<HII', data[end + 10:end + 20])
-  entries = {}
-  for _ in range(count):
-    (signature, flags, method, crc, packed, size, name_size, extra_size,
-     comment_size, offset) = struct.unpack(
-         '<I4xHH4xIIIHHH8xI', data[position:position + 46])
-    name_end = position + 46 + name_size
-    if signature != 0x02014b50 or name_end > end:
-      raise ValueError('the archive\'s directory is damaged')
-    if method != 0 or packed != size or flags & 1:
-      raise ValueError('an entry is compressed or encrypted')
-    name = data[position + 46:name_end].decode('utf-8')
-    entries[name] = offset, size, crc
-    position = name_end + extra_size + comment_size
-  # Also bounds the work on entries that lie over one another.
-  if sum(size for _, size, _ in entries.values()) > len(data):
-    raise ValueError('the archive\'s entries are larger than the file')
-  return entries
-
-
-def _zip_entry(data: mmap.mmap, offset: int, size: int,
-               crc: int) -> tuple[int, int]:
-  """Start and size in bytes of an entry's content, its checksum compared."""
-  signature, name_size, extra_size = struct.unpack(
-      '<I22xHH', data[offset:offset + 30])
-  start = offset + 30 + name_size + extra_size
-  if signature != 0x04034b50 or start + size > len(data):
-    raise ValueError('the archive is cut short or damaged')
-  # Zero where torch was told to compute none (`set_crc32_options`).
-  with memoryview(data) as view:
-    if crc and zlib.crc32(view[start:start + size]) != crc:
-      raise ValueError('a checksum differs: the file is damaged')
-  return start, size
 
 
 def _read_legacy(data: mmap.mmap) -> tuple[Any, _Locate]:
