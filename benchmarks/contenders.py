@@ -111,7 +111,7 @@ def _pictures(flags: argparse.Namespace):
 
 
 def _architecture(flags: argparse.Namespace):
-  from catsdogs.models import ARCHITECTURES
+  from catsdogs.architectures import ARCHITECTURES
   return dataclasses.replace(ARCHITECTURES[flags.model], width=flags.width)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from flax import linen as nn
 import jax.numpy as jnp
 
-from catsdogs.models import BATCH_NORM_MOMENTUM, Architecture
+from catsdogs.architectures import Architecture
 
 
 class LinenResNet(nn.Module):
@@ -23,8 +23,8 @@ class LinenResNet(nn.Module):
       x = nn.Conv(features, (kernel, kernel), stride, padding=kernel // 2,
                   feature_group_count=groups, use_bias=False,
                   dtype=self.dtype)(x)
-      return nn.BatchNorm(not train, momentum=BATCH_NORM_MOMENTUM,
-                          epsilon=1e-5, dtype=self.dtype)(x)
+      return nn.BatchNorm(not train, momentum=arch.momentum,
+                          epsilon=arch.epsilon, dtype=self.dtype)(x)
 
     x = nn.relu(conv_norm(x.astype(self.dtype), arch.channels(1), 7, 2))
     x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))

@@ -64,7 +64,7 @@ def create_train_step(config: ml_collections.ConfigDict, model: nn.Module,
     mask = batch['mask']
     loss = losses.cross_entropy(logits, targets) @ mask
     correct = losses.correct(logits, batch['label']) @ mask
-    return loss, (correct, updates['batch_stats'])
+    return loss, (correct, updates.get('batch_stats', batch_stats))
 
   def train_step(state: TrainState, batch: Batch
                  ) -> tuple[TrainState, Metrics]:

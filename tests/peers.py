@@ -34,34 +34,33 @@ def model_config(name: str, width: float = 1.0, batch_norm: str = 'batch',
 
 def random_weights(shapes: dict[str, tuple[int, ...]],
                    seed: int) -> dict[str, np.ndarray]:
-  """Weights of no use in torchvision's names, the same on every machine.
+  """Weights of no use in others' names, the same on every machine.
 
   Every tensor matters to the logits, which stay of order one in the deepest
   network. Variances go down to 1e-4, so that BatchNorm's epsilon shows.
 
   Args:
-    shapes: torchvision's shapes by its names.
+    shapes: torch's or Keras's shapes by their names.
     seed: of numpy's `RandomState`, whose stream is fixed for good.
   """
   random = np.random.RandomState(seed)
-  weights = {}
-  # Sorted, so `running_var` is drawn before the `weight` of the same layer.
-  for name in sorted(shapes):
+  weights, variances = {}, {}
+  # Sorted, so the variance is drawn before the scale of the same layer.
+  for name in sorted(shapes, key=lambda name: name.replace('gamma', 'weight')):
     shape = shapes[name]
-    module, _, leaf = name.rpartition('.')
+    module, _, leaf = name.replace('/', '.').rpartition('.')
     uniform = random.uniform(-1.0, 1.0, shape)
-    if leaf == 'running_var':
-      tensor = 10.0 ** (2.0 * uniform - 2.0)
-    elif leaf == 'running_mean':
+    if leaf in ('running_var', 'moving_variance'):
+      variances[module] = tensor = 10.0 ** (2.0 * uniform - 2.0)
+    elif leaf in ('running_mean', 'moving_mean', 'bias', 'beta'):
       tensor = 0.3 * uniform
-    elif leaf == 'bias':
-      tensor = 0.3 * uniform
-    elif len(shape) == 1:
-      variance = weights[f'{module}.running_var']
-      tensor = (0.75 + 0.25 * uniform) * np.sqrt(variance)
+    elif len(shape) == 1:  # Of a GroupNorm where there is no variance.
+      tensor = (0.75 + 0.25 * uniform) * np.sqrt(variances.get(module, 1.0))
     else:
       # He et al. 2015, as a uniform distribution of that variance.
-      tensor = uniform * np.sqrt(6.0 / np.prod(shape[1:]))
+      inputs = (np.prod(shape[:-1]) if leaf == 'kernel'
+                else np.prod(shape[1:]))
+      tensor = uniform * np.sqrt(6.0 / inputs)
     weights[name] = tensor.astype(np.float32)
   return weights
 

@@ -11,8 +11,9 @@ from PIL import Image
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# A network that compiles in seconds and takes milliseconds a step.
-TINY = ('--config.model.name=resnet18', '--config.model.width=0.125',
+# A network that compiles in seconds and takes milliseconds a step: one block a
+# stage.
+TINY = ('--config.model.name=resnet10t', '--config.model.width=0.125',
         '--config.model.weights=none', '--config.data.image_size=32',
         '--config.train.batch_size=8', '--config.train.log_every_steps=3')
 

@@ -15,7 +15,8 @@ import pytest
 
 from benchmarks import contenders
 from benchmarks.linen_resnet import LinenResNet
-from catsdogs.models import ARCHITECTURES, ResNet, variable_shapes
+from catsdogs.architectures import ARCHITECTURES
+from catsdogs.models import ResNet, variable_shapes
 from runs import ROOT
 
 SMALL = ('--model=resnet18', '--width=0.125', '--batch_size=2',

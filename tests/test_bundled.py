@@ -14,7 +14,7 @@ from catsdogs.datasets import drawn
 from catsdogs.preprocessing import Preprocessing, model_input
 from catsdogs.pretrained import bundled, imagenet
 from catsdogs.pretrained.initial import open_pretrained
-from catsdogs.pretrained.load import read_tensors, sha256
+from catsdogs.pretrained.read import read_tensors, sha256
 from catsdogs.pretrained.zero_shot import grouping
 from catsdogs.restore import zero_shot_model
 from configs import finetune

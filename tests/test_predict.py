@@ -11,6 +11,7 @@ from PIL import Image
 import pytest
 
 from catsdogs import models, predict
+from catsdogs.architectures import ARCHITECTURES
 from catsdogs.errors import UserError
 from catsdogs.predict import find_files, predict_files
 from catsdogs.preprocessing import Preprocessing
@@ -22,8 +23,7 @@ NAMES = ('cat', 'dog', 'red panda')
 @pytest.fixture(scope='module')
 def restored() -> Restored:
   """A model of random weights, whose head, unlike a new one, is random too."""
-  architecture = dataclasses.replace(models.ARCHITECTURES['resnet18'],
-                                     width=0.125)
+  architecture = dataclasses.replace(ARCHITECTURES['resnet18'], width=0.125)
   model = models.ResNet(architecture, len(NAMES))
   shapes = models.variable_shapes(model)
   random = np.random.default_rng(0)

@@ -30,7 +30,7 @@ BATCH = 8
 def tiny_config(**fields):
   config = finetune.get_config()
   config.update_from_flattened_dict({
-      'model.name': 'resnet18', 'model.width': 0.125,
+      'model.name': 'resnet10t', 'model.width': 0.125,
       'model.weights': 'none', 'data.source': 'bundled', 'data.image_size': 32,
       'train.batch_size': BATCH, 'optim.warmup_epochs': 0.0,
       'optim.schedule': 'constant', 'optim.grad_clip_norm': 0.0,
@@ -87,7 +87,7 @@ def test_a_step_is_sgd_on_the_mean_cross_entropy(monkeypatch):
       augment, 'augment',
       lambda key, images, size, config: center_crop(images, size).astype(
           jnp.float32))
-  config = tiny_config(**{'optim.weight_decay': 0.0,
+  config = tiny_config(**{'model.name': 'resnet18', 'optim.weight_decay': 0.0,
                           'optim.learning_rate': 0.1})
   model, state, step = build(config)
   batch = batch_of()

@@ -15,7 +15,7 @@ import numpy as np
 import safetensors.numpy
 
 from catsdogs.checkpoint import choose_step, restore_variables
-from catsdogs.pretrained.load import sha256
+from catsdogs.pretrained.read import sha256
 
 FILE = (pathlib.Path(__file__).parent.parent / 'assets'
         / 'resnet18_half.safetensors')

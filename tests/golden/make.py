@@ -2,7 +2,7 @@
 
   PYTHONPATH=.:tests python tests/golden/make.py
 
-`NAME.npz`: torchvision's logits for `peers.random_pictures` of two sizes on
+`NAME.npz`: an original's logits for `peers.random_pictures` of two sizes on
 `peers.random_weights`. `zip.pth`, `legacy.pth`: the same small tensors in
 both of torch's formats, and in `tensors.npz` what they are.
 """
@@ -10,11 +10,15 @@ both of torch's formats, and in `tensors.npz` what they are.
 import pathlib
 
 import numpy as np
+import originals
 import peers
 import torch
 
 FOLDER = pathlib.Path(__file__).parent
 MEMBERS = ('resnet18', 'resnet50', 'resnext50_32x4d', 'wide_resnet50_2')
+# For ten classes, of timm, Keras and BiT.
+OTHERS = ('resnet18d', 'resnet10t', 'resnet50s', 'resnet50_gn', 'resnet50v1',
+          'resnet50v2', 'bit_r50x1')
 SIZES_PX = (64, 75)
 SEED = 0
 
@@ -28,6 +32,15 @@ def make_logits() -> None:
       features = peers.torchvision_features(model, pictures)
       logits[f'logits_{size_px}px'] = features['logits']
     np.savez_compressed(FOLDER / f'{name}.npz', **logits)
+
+
+def make_logits_of_others() -> None:
+  for name in OTHERS:
+    original = next(iter(originals.sources(name).values()))()
+    np.savez_compressed(FOLDER / f'{name}.npz', **{
+        f'logits_{size_px}px': original.features(
+            peers.random_pictures(size_px, SEED))['logits']
+        for size_px in SIZES_PX})
 
 
 def make_torch_files() -> None:
@@ -63,4 +76,5 @@ def make_torch_files() -> None:
 
 if __name__ == '__main__':
   make_logits()
+  make_logits_of_others()
   make_torch_files()

@@ -1,7 +1,6 @@
 """Files of weights: where their tensors go, and what is refused."""
 
-import hashlib
-import pathlib
+import dataclasses
 from typing import Any
 
 from flax import traverse_util
@@ -12,15 +11,11 @@ import peers
 import pytest
 
 from catsdogs import models
-from catsdogs.errors import UserError
-from catsdogs.pretrained import load
-from catsdogs.pretrained import torch_file
-from catsdogs.pretrained import torchvision_names
+from catsdogs.architectures import ARCHITECTURES
+from catsdogs.pretrained import fit, keras_layers, names
 from weight_files import (CLASSES, load_weights, refusal, small_shapes,
                           weights_like, write_safetensors,
                           write_weights_legacy, write_weights_zip)
-
-GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
 
 @pytest.fixture(scope='module', name='shapes')
@@ -33,73 +28,11 @@ def fixture_weights(shapes) -> dict[str, np.ndarray]:
   return weights_like(shapes)
 
 
-# Whole files, damaged.
-
 WRITERS = {
     'zip.pth': write_weights_zip,
     'legacy.pth': write_weights_legacy,
     'x.safetensors': write_safetensors,
 }
-
-
-def small_tensors() -> dict[str, np.ndarray]:
-  return {name: x for name, x in weights_like(small_shapes()).items()
-          if x.size < 100}
-
-
-@pytest.mark.parametrize('name', WRITERS)
-def test_a_file_cut_anywhere_is_refused(tmp_path, shapes, name):
-  data = WRITERS[name](tmp_path / name, small_tensors()).read_bytes()
-  for tenth in range(10):
-    path = tmp_path / f'{tenth}.pth'
-    path.write_bytes(data[:len(data) * tenth // 10])
-    message = refusal(load_weights, path, shapes)
-    assert 'download it again' in message
-
-
-@pytest.mark.parametrize('name', WRITERS)
-def test_flipped_bytes_load_or_are_refused(tmp_path, shapes, name):
-  data = WRITERS[name](tmp_path / name, small_tensors()).read_bytes()
-  golden = (GOLDEN / name).read_bytes() if name.endswith('.pth') else data
-  random = np.random.RandomState(0)
-  path = tmp_path / 'x.pth'
-  for i in range(60):
-    damaged = bytearray((data, golden)[i % 2])
-    for position in random.randint(len(damaged), size=random.randint(1, 8)):
-      damaged[position] = random.randint(256)
-    path.write_bytes(damaged)
-    try:
-      load_weights(path, shapes)
-    except UserError as error:
-      assert '\n' not in str(error)
-
-
-@pytest.mark.parametrize('content, told', [
-    (b'', 'empty'),
-    (b'<!DOCTYPE html>\n<html>', 'DOCTYPE'),
-    (b'version https://git-lfs.github.com/spec/v1\n', 'version https'),
-    (b'\x80', 'neither'),
-    (b'PK\x03\x04', 'cut short'),
-    (b'\xff' * 8 + b'{' + bytes(20), 'header claims'),
-])
-def test_what_is_no_weights_file_is_refused(tmp_path, shapes, content, told):
-  path = tmp_path / 'x.pth'
-  path.write_bytes(content)
-  message = refusal(load_weights, path, shapes)
-  assert str(path) in message and told in message
-
-
-def test_no_file_at_all_is_refused(tmp_path, shapes):
-  for path in (tmp_path / 'none.pth', tmp_path):
-    assert 'no such file' in refusal(load_weights, path, shapes)
-    refusal(load.sha256, path)
-    refusal(torch_file.read_torch_file, path)
-
-
-def test_sha256_is_that_of_the_bytes(tmp_path):
-  path = tmp_path / 'x'
-  path.write_bytes(b'abc' * 100_000)
-  assert load.sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 # From a file into a model.
@@ -129,7 +62,7 @@ def test_weights_arrive_where_they_belong(tmp_path, shapes, weights, name):
     np.testing.assert_array_equal(flat[ours], theirs)
   assert jax.tree.structure(variables) == jax.tree.structure(shapes)
   # And back again.
-  state = torchvision_names.state_dict(variables)
+  state = names.state_dict(variables, ARCHITECTURES['resnet18'])
   assert set(state) == set(weights)
   for key, array in state.items():
     np.testing.assert_array_equal(array, weights[key])
@@ -174,9 +107,9 @@ def test_a_head_of_other_classes_or_none_stays_new(
     weights['fc.weight'] = np.ones((classes, 64), np.float32)
     weights['fc.bias'] = np.ones(classes, np.float32)
   if ours:
-    weights = {path: torchvision_names.from_torchvision(weights[name])
+    weights = {path: names.TORCHVISION.to_ours(path, weights[name])
                for path in traverse_util.flatten_dict(fresh, sep='/')
-               if (name := torchvision_names.torchvision_name(path)) in weights}
+               if (name := names.TORCHVISION.name(path)) in weights}
   path = write_safetensors(tmp_path / 'x', weights)
   variables, head_loaded = load_weights(path, fresh)
   assert not head_loaded
@@ -219,19 +152,60 @@ def test_a_head_that_fits_nowhere_is_refused(
 
 
 @pytest.mark.parametrize(
-    'name', [name for name in models.ARCHITECTURES if name != 'resnet18'])
+    'name', [name for name in ARCHITECTURES if name != 'resnet18'
+             and (not name.startswith('bit_') or name.endswith('x1'))])
 def test_weights_of_another_architecture_are_recognised(tmp_path, shapes, name):
-  other = small_shapes(name, width=0.25)
-  flat = traverse_util.flatten_dict(other, sep='/')
-  content = {}
-  for path, array in flat.items():
-    shape = torchvision_names.torchvision_shape(array.shape)
-    content[torchvision_names.torchvision_name(path)] = np.zeros(
-        shape, np.float16)
+  naming = naming_for(name)
+  content = {naming.name(path): np.zeros(naming.shape(path, x.shape), np.int8)
+             for path, x in traverse_util.flatten_dict(
+                 small_shapes(name, width=0.5), sep='/').items()}
   path = write_safetensors(tmp_path / 'x', content)
   message = refusal(load_weights, path, shapes)
-  assert f'they look like {name} of width 0.25' in message
+  assert f'they look like {name} of width 0.5' in message
   assert 'the model is resnet18 of width 0.125' in message
+
+
+def naming_for(name: str) -> names.Naming:
+  """Of those who publish an architecture of ours."""
+  if name.startswith('bit_'):
+    return names.BIT
+  if name.endswith('v1'):
+    return names.KERAS_V1
+  if name.endswith('v2'):
+    return names.KERAS_V2
+  if ARCHITECTURES[name].mean_shortcut:
+    return names.TIMM_D
+  return names.TORCHVISION
+
+
+@pytest.mark.parametrize('made_for, model, told', [
+    ('resnet50', 'resnet50v1', 'stride_first = False'),
+    ('resnet50v1', 'resnet50', 'stride_first = True'),
+    ('resnet50c', 'resnet50d', 'mean_shortcut = False'),
+])
+def test_weights_that_fit_and_yet_mean_another_network_are_refused(
+    made_for, model, told):
+  naming, shapes = naming_for(made_for), small_shapes(model)
+  tensors = {naming.name(path): np.zeros(naming.shape(path, x.shape))
+             for path, x in traverse_util.flatten_dict(
+                 shapes, sep='/').items()}
+  architecture = dataclasses.replace(ARCHITECTURES[model], width=0.125)
+  message = refusal(fit.fit, 'weights', tensors, shapes, architecture)
+  assert told in message and f'set model.name = {made_for} of' in message
+
+
+def test_keras_biases_go_into_the_means_and_blue_comes_last():
+  tensors = {'conv1_conv/conv1_conv/kernel:0': np.arange(6.0).reshape(
+                 1, 1, 3, 2),
+             'conv1_conv/conv1_conv/bias:0': np.array([0.5, 1.0]),
+             'conv1_bn/conv1_bn/gamma:0': np.ones(2),
+             'conv1_bn/conv1_bn/moving_mean:0': np.array([3.0, 3.0])}
+  plain = keras_layers.plain(tensors)
+  assert plain.keys() == {'conv1_conv/kernel', 'conv1_bn/gamma',
+                          'conv1_bn/moving_mean'}
+  assert plain['conv1_bn/moving_mean'].tolist() == [2.5, 2.0]
+  assert plain['conv1_conv/kernel'].tolist() == [[[[4, 5], [2, 3], [0, 1]]]]
+  assert tensors['conv1_bn/conv1_bn/moving_mean:0'].tolist() == [3, 3]
 
 
 def test_weights_of_no_resnet_are_recognised(tmp_path, shapes):
@@ -287,7 +261,8 @@ def test_torch_loads_what_goes_back_in_its_names():
   shapes = small_shapes(width=1.0)
   variables = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
   state = {name: torch.from_numpy(np.ascontiguousarray(x))
-           for name, x in torchvision_names.state_dict(variables).items()}
+           for name, x in names.state_dict(
+               variables, ARCHITECTURES['resnet18']).items()}
   left = original.load_state_dict(state, strict=False)
   assert not left.unexpected_keys
   assert all(name.endswith('num_batches_tracked') for name in left.missing_keys)
