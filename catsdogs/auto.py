@@ -8,16 +8,14 @@ from urllib import parse
 
 import ml_collections
 
-from catsdogs.config import (BUNDLED_MODEL, BUNDLED_WIDTH, CONFIG_FILE,
-                             TORCHVISION, load)
+from catsdogs.config import (BUNDLED_MODEL, BUNDLED_WIDTH, CONFIG_FILE, load)
 from catsdogs.errors import UserError
-from catsdogs.pretrained import download, known_weights
+from catsdogs.pretrained import about, download, hub, known_weights, web
 
 _LOOK_SECONDS = 5.0
 _SIZE_WITH_PRETRAINED_PX = 224
 _SIZE_WITH_BUNDLED_OR_NONE_PX = 160
 _SIZE_OF_DRAWN_PX = 128
-_PRETRAINED_MODEL = 'resnet50'
 
 # What `tfds:cats_vs_dogs` downloads, from TFDS 4.9.10:
 # image_classification/cats_vs_dogs.py and url_checksums/cats_vs_dogs.txt.
@@ -53,7 +51,7 @@ class _Real:
     """Why it cannot be had; empty where it can. Takes `_LOOK_SECONDS`."""
     if self.is_there:
       return ''
-    if download.offline():
+    if web.offline():
       return f'{self.value} is not in {self.place}, and CATSDOGS_OFFLINE is set'
     reason = download.look(self.url, self.mebibytes, _LOOK_SECONDS)
     return reason and (f'{self.value} is not in {self.place}, nor reachable '
@@ -64,6 +62,9 @@ def resolve(config: ml_collections.ConfigDict, platform: str,
             cache: pathlib.Path, processes: int = 1
             ) -> tuple[ml_collections.ConfigDict, str | None]:
   """Makes every `auto` concrete; takes 5 s at most.
+
+  Longer only where weights of the Hugging Face hub say of which network they
+  are: that has to be downloaded.
 
   Args:
     config: a checked config.
@@ -76,8 +77,9 @@ def resolve(config: ml_collections.ConfigDict, platform: str,
     real thing asks for, if there is anything to say.
 
   Raises:
-    UserError: there are no weights for the model that is named, or several
-      processes might answer differently.
+    UserError: there are no weights for the model that is named, what the hub
+      says of its weights cannot be had, or several processes might answer
+      differently.
   """
   config = config.copy_and_resolve_references()
   data, model = config.data, config.model
@@ -91,11 +93,12 @@ def resolve(config: ml_collections.ConfigDict, platform: str,
         '--config.data.source=folder:PATH --config.model.weights=FILE')
   notice = _choose(config, fields, cache, platform) if fields else None
 
+  _take_over_of_published(config, cache)
   if model.name == 'auto':
-    _take_over_of_run(config)
+    _take_over_of_file(config)
   small = model.weights in ('bundled', 'none')
   if model.name == 'auto':
-    model.name = BUNDLED_MODEL if small else _PRETRAINED_MODEL
+    model.name = BUNDLED_MODEL if small else known_weights.DEFAULT_MODEL
     model.width = BUNDLED_WIDTH if small else 1.0
   if data.image_size is None:
     data.image_size = (_SIZE_WITH_PRETRAINED_PX if not small
@@ -106,15 +109,40 @@ def resolve(config: ml_collections.ConfigDict, platform: str,
   return config.lock(), notice
 
 
-def _take_over_of_run(config: ml_collections.ConfigDict) -> None:
-  """Network and size of the photos, where the weights are another run's."""
-  file = pathlib.Path(config.model.weights).expanduser() / CONFIG_FILE
-  if not file.is_file():
+def _take_over_of_published(config: ml_collections.ConfigDict,
+                            cache: pathlib.Path) -> None:
+  """Network and size of the photos, where the weights are published ones."""
+  data, model = config.data, config.model
+  if named := known_weights.split(model.weights):
+    source, tag = named
+    model.name = known_weights.model_of(source, tag, model.name)
+    preprocessing = known_weights.find(source, model.name, tag).preprocessing
+  elif model.weights.startswith(hub.PREFIX) and (
+      model.name == 'auto' or data.image_size is None):
+    said = hub.read_about(model.weights.removeprefix(hub.PREFIX), cache)
+    preprocessing = said.preprocessing
+    if model.name == 'auto':
+      model.name = said.model
+  else:
     return
-  run = load(file)
-  config.model.name, config.model.width = run.model.name, run.model.width
+  if data.image_size is None:
+    data.image_size = preprocessing.image_size
+
+
+def _take_over_of_file(config: ml_collections.ConfigDict) -> None:
+  """Likewise, where they are another run's, or a file's that says so."""
+  path = pathlib.Path(config.model.weights).expanduser()
+  if (path / CONFIG_FILE).is_file():
+    run = load(path / CONFIG_FILE)
+    config.model.name, config.model.width = run.model.name, run.model.width
+    image_size = run.data.image_size
+  elif path.is_file() and (said := about.beside(path)):
+    config.model.name = said.model
+    image_size = said.preprocessing.image_size
+  else:
+    return
   if config.data.image_size is None:
-    config.data.image_size = run.data.image_size
+    config.data.image_size = image_size
 
 
 def _choose(config: ml_collections.ConfigDict, fields: list[str],
@@ -178,9 +206,9 @@ def _weights(model: ml_collections.ConfigDict, cache: pathlib.Path) -> _Real:
         f"model.width {model.width:g}; torchvision's are of width 1; set "
         "model.weights to a file of weights, or to 'none'")
   known = known_weights.best(
-      _PRETRAINED_MODEL if model.name == 'auto' else model.name)
+      known_weights.DEFAULT_MODEL if model.name == 'auto' else model.name)
   folder = cache / 'weights'
-  return _Real(TORCHVISION + known.tag, str(folder),
+  return _Real(f'torchvision:{known.tag}', str(folder),
                os.path.isfile(folder / known.name), known.url, known.mebibytes)
 
 

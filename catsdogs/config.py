@@ -9,13 +9,12 @@ from typing import Any, Callable
 
 import ml_collections
 
+from catsdogs.architectures import ARCHITECTURES
 from catsdogs.errors import UserError
-from catsdogs.models import ARCHITECTURES
-from catsdogs.pretrained import known_weights
+from catsdogs.pretrained import hub, known_weights
 
 # Of the weights that come with the project.
 BUNDLED_MODEL, BUNDLED_WIDTH = 'resnet18', 0.5
-TORCHVISION = 'torchvision:'
 # Where a workdir keeps its run's.
 CONFIG_FILE = 'config.json'
 
@@ -47,12 +46,6 @@ def _is_source(value: str) -> bool:
   kind, _, where = value.partition(':')
   return value in ('auto', 'bundled') or (
       kind in ('folder', 'tfds') and bool(where))
-
-
-def _is_weights(value: str) -> bool:
-  if value.startswith(TORCHVISION):
-    return value.removeprefix(TORCHVISION) in known_weights.TAGS
-  return bool(value)
 
 
 def _is_regex(pattern: str) -> bool:
@@ -101,9 +94,9 @@ _RULES = {
                    f'auto or one of {", ".join(ARCHITECTURES)}'),
     'model.width': (_number(lambda v: 0.125 <= v <= 4), 'from 0.125 to 4'),
     'model.weights': (
-        _text(_is_weights),
-        "'auto', 'bundled', 'none', a file, a workdir, or "
-        + ' or '.join(repr(TORCHVISION + tag) for tag in known_weights.TAGS)),
+        _text(bool),
+        "'auto', 'bundled', 'none', a file, a workdir, 'torchvision:TAG', "
+        "'timm:TAG', 'keras:imagenet', 'bit:NAME' or 'hf:OWNER/NAME'"),
     'model.freeze': (_text(_is_regex), 'a regular expression or empty'),
     'model.batch_norm': (_one_of('batch', 'running'), "'batch' or 'running'"),
     'model.dtype': (_one_of('auto', 'float32', 'bfloat16'),
@@ -168,6 +161,8 @@ def check(config: ml_collections.ConfigDict) -> None:
                    f'{words}')
   if not wrong:
     wrong = _contradictions(config)
+  elif not any(text.startswith('config.model.') for text in wrong):
+    wrong += _unfitting_weights(config.model)
   if wrong:
     raise UserError('; '.join(sorted(wrong)))
 
@@ -198,30 +193,37 @@ def _contradictions(config: ml_collections.ConfigDict) -> list[str]:
     wrong.append('config.data.train_split and config.data.val_split go '
                  'together: set both or none')
   if config.model.name != 'auto':
-    architecture = dataclasses.replace(ARCHITECTURES[config.model.name],
-                                       width=config.model.width)
-    if not architecture.inner_channels(1):
+    architecture = ARCHITECTURES[config.model.name]
+    if not dataclasses.replace(
+        architecture, width=architecture.width * config.model.width
+    ).inner_channels(1):
       wrong.append(f'config.model.width {config.model.width:g} leaves the '
                    f'groups of {config.model.name} without a channel; widen '
                    'it')
-    wrong += _unfitting_weights(config.model)
-  return wrong
+  return wrong + _unfitting_weights(config.model)
 
 
 def _unfitting_weights(model: ml_collections.ConfigDict) -> list[str]:
-  """Where the weights, by their name alone, are of another model."""
+  """Where the weights, by their name alone, are of another model or of none."""
   bundled = (BUNDLED_MODEL, BUNDLED_WIDTH)
-  if model.weights == 'bundled' and (model.name, model.width) != bundled:
+  if (model.weights == 'bundled' and model.name != 'auto'
+      and (model.name, model.width) != bundled):
     return [f'config.model.weights bundled are of {BUNDLED_MODEL} with '
             f'config.model.width {BUNDLED_WIDTH:g}, not of {model.name} with '
             f'{model.width:g}; set config.model.name to auto']
-  if model.weights.startswith(TORCHVISION):
-    if model.width != 1:
-      return [f'config.model.width {model.width:g} does not go with '
-              f"config.model.weights {model.weights}; torchvision's are of "
-              'width 1']
+  named, on_hub = (known_weights.split(model.weights),
+                   model.weights.startswith(hub.PREFIX))
+  if (named or on_hub) and model.name != 'auto' and model.width != 1:
+    return [f'config.model.width {model.width:g} does not go with '
+            f'config.model.weights {model.weights}, which are of width 1']
+  if on_hub and not hub.is_repository(model.weights.removeprefix(hub.PREFIX)):
+    return [f'config.model.weights is {model.weights!r}; it must be '
+            'hf:OWNER/NAME, such as hf:microsoft/resnet-50']
+  if named:
+    source, tag = named
     try:
-      known_weights.find(model.name, model.weights.removeprefix(TORCHVISION))
+      known_weights.find(
+          source, known_weights.model_of(source, tag, model.name), tag)
     except UserError as e:
       return [f'config.model.weights: {e}']
   return []
@@ -276,6 +278,9 @@ def differences(given: ml_collections.ConfigDict,
   the run found.
   """
   given, started = flatten(given), flatten(started)
+  if given['model.name'] != 'auto' and (
+      named := known_weights.split(given['model.weights'])):
+    given['model.name'] = known_weights.model_of(*named, given['model.name'])
   auto_model = given['model.name'] == 'auto'
   return [
       f'{field} (now {given.get(field)!r}, started with {started.get(field)!r})'

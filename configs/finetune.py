@@ -37,21 +37,24 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   # one of each class.
   data.sample_fraction = 1.0
   # Height and width in pixels that the model sees; unset: 160 with the bundled
-  # weights and with none (128 on the drawn pictures), else 224.
+  # weights and with none (128 on the drawn pictures), else what the weights
+  # were trained with, mostly 224.
   data.image_size = config_dict.placeholder(int)
   # Host memory in GiB that decoded photos may take; what does not fit is
   # decoded anew in each epoch.
   data.cache_gib = 2.0
 
   model = config.model = ml_collections.ConfigDict()
-  # 'resnet18' ... 'resnet152', 'wide_resnet50_2', 'resnext50_32x4d', ...;
-  # 'auto': a ResNet-18 of half width with the bundled weights and with none,
-  # else ResNet-50.
+  # 'resnet18' ... 'resnet152', 'resnext50_32x4d', 'resnet50d', 'resnet50v2',
+  # 'bit_r50x1', ... (catsdogs/architectures.py); 'auto': a ResNet-18 of half
+  # width with the bundled weights and with none, else what the weights are of,
+  # or ResNet-50.
   model.name = arg or 'auto'
   # Multiplies the channels of every layer.
   model.width = 1.0
-  # 'bundled', 'torchvision:IMAGENET1K_V2', a .pth or .safetensors file, the
-  # workdir of another run, or 'none'; 'auto': torchvision's where they are
+  # 'bundled', 'none', 'torchvision:IMAGENET1K_V2', 'timm:a1_in1k',
+  # 'keras:imagenet', 'bit:BiT-M-R50x1', 'hf:OWNER/NAME', a file of such
+  # weights, or the workdir of another run; 'auto': torchvision's where they are
   # cached or can be downloaded, else 'bundled'.
   model.weights = 'auto'
   # Regex over parameter paths, such as '^(stem|stage1)/', that do not learn.

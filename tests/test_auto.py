@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 import pathlib
 import threading
 
@@ -11,6 +12,7 @@ from catsdogs import auto, config as config_lib, console
 from catsdogs.errors import UserError
 from catsdogs.pretrained import known_weights
 from configs import finetune
+from hub_files import PREPROCESSOR, RESNET_50, TIMM, put_on_hub
 from web_server import Silence, WebServer, closed_url
 
 REAL = ('tfds:cats_vs_dogs', 'torchvision:IMAGENET1K_V2', 'resnet50', 1.0, 224)
@@ -364,6 +366,63 @@ def test_weights_of_another_run_bring_its_network(world, tmp_path):
   answer, _ = world.answer(data__source='bundled',
                            model__weights=str(tmp_path))
   assert answer == ('bundled', str(tmp_path), 'resnet34', 0.25, 96)
+
+
+@pytest.mark.usefixtures('nobody_is_asked')
+@pytest.mark.parametrize('given, weights, name, size', [
+    ('auto', 'timm:a1_in1k', 'resnet50', 224),
+    ('auto', 'timm:a3_in1k', 'resnet50', 160),
+    ('resnet18d', 'timm:ra2_in1k', 'resnet18d', 224),
+    ('auto', 'keras:imagenet', 'resnet50v1', 224),
+    ('resnet101', 'keras:imagenet', 'resnet101v1', 224),
+    ('resnet50v2', 'keras:imagenet', 'resnet50v2', 224),
+    ('auto', 'bit:BiT-M-R50x3', 'bit_r50x3', 224)])
+def test_published_weights_bring_their_network(world, given, weights, name,
+                                               size):
+  values = {'data__source': 'bundled', 'model__weights': weights,
+            'model__name': given}
+  answer, notice = world.answer(**values)
+  assert answer == ('bundled', weights, name, 1.0, size) and notice is None
+  resolved, _ = world.resolve(**values)
+  assert auto.resolve(resolved, 'cpu', world.cache) == (resolved, None)
+  assert config_lib.differences(config(**values), resolved) == []
+  assert world.answer(data__image_size=96, **values)[0][-1] == 96
+
+
+def test_weights_of_the_hub_say_which_network_they_are_of(world, monkeypatch):
+  monkeypatch.setenv('HF_ENDPOINT', world.weights.root)
+  put_on_hub(world.weights, 'o/n', {
+      'config.json': json.dumps(RESNET_50).encode(),
+      'preprocessor_config.json': json.dumps(
+          {**PREPROCESSOR, 'size': 192}).encode()})
+  values = {'data__source': 'bundled', 'model__weights': 'hf:o/n'}
+  expected = ('bundled', 'hf:o/n', 'resnet50', 1.0, 192)
+  assert world.answer(**values) == (expected, None)
+  world.offline()
+  assert world.answer(**values) == (expected, None)
+  asked = len(world.weights.asked)
+  answer, _ = world.answer(**{**values, 'model__weights': 'hf:o/other'},
+                           model__name='resnet18', data__image_size=64)
+  assert answer[2:] == ('resnet18', 1.0, 64)
+  assert len(world.weights.asked) == asked
+  with pytest.raises(UserError, match='o--other/config.json is not there'):
+    world.resolve(**{**values, 'model__weights': 'hf:o/other'})
+
+
+@pytest.mark.usefixtures('nobody_is_asked')
+def test_what_lies_beside_a_file_says_which_network_it_is_of(world, tmp_path):
+  file = tmp_path / 'model.safetensors'
+  file.write_text('')
+  (tmp_path / 'config.json').write_text(json.dumps(TIMM))
+  answer, _ = world.answer(data__source='bundled', model__weights=str(file))
+  assert answer[2:] == ('resnet50', 1.0, 160)
+
+
+@pytest.mark.usefixtures('nobody_is_asked')
+def test_auto_weights_that_only_others_have_are_named(world):
+  with pytest.raises(UserError, match='no weights of resnet50v1; set '
+                     'config.model.weights to keras:imagenet'):
+    world.resolve(model__name='resnet50v1', data__source='folder:x')
 
 
 @pytest.mark.parametrize('name', SHIPPED)

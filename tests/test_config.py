@@ -234,6 +234,11 @@ def test_what_barely_agrees_is_let_through():
     ('auto', 1.0, 'bundled'), ('resnet18', 0.5, 'bundled'),
     ('auto', 1.0, 'torchvision:IMAGENET1K_V1'),
     ('resnet101', 1.0, 'torchvision:IMAGENET1K_V2'),
+    ('auto', 1.0, 'timm:a1_in1k'), ('resnet18d', 1.0, 'timm:ra2_in1k'),
+    ('auto', 1.0, 'keras:imagenet'), ('resnet101', 1.0, 'keras:imagenet'),
+    ('resnet50v2', 1.0, 'keras:imagenet'), ('auto', 1.0, 'bit:BiT-M-R50x3'),
+    ('bit_r50x3', 1.0, 'bit:BiT-M-R50x3'), ('auto', 1.0, 'hf:a-b/c.d_e'),
+    ('resnet50', 1.0, 'hf:microsoft/resnet-50'),
     ('resnet18', 0.25, './bundled'), ('resnet18', 0.25, 'torchvision.pth')])
 def test_weights_that_may_fit_are_let_through(name, width, weights):
   config_lib.check(changed(finetune.get_config(name), model__width=width,
@@ -242,9 +247,41 @@ def test_weights_that_may_fit_are_let_through(name, width, weights):
 
 @pytest.mark.parametrize('tag', ['', 'V2', 'IMAGENET1K_V3', 'DEFAULT'])
 def test_an_unknown_tag_is_refused_with_those_there_are(tag):
-  with pytest.raises(UserError, match="'torchvision:IMAGENET1K_V1' or "
-                     "'torchvision:IMAGENET1K_V2'"):
+  with pytest.raises(UserError, match='^config.model.weights: .*IMAGENET1K_V1 '
+                     'and IMAGENET1K_V2$'):
     config_lib.check(with_value('model.weights', f'torchvision:{tag}'))
+
+
+@pytest.mark.parametrize('name, weights, words', [
+    ('auto', 'timm:a1', 'timm has no weights a1 of resnet50, only a1_in1k and'),
+    ('resnet18d', 'timm:a1_in1k', 'of resnet18d, only ra2_in1k and ra4_'),
+    ('resnet50v2', 'timm:a1_in1k', 'they are of resnet18, '),
+    ('auto', 'keras:imagenet21k', 'of resnet50v1, only imagenet'),
+    ('resnet18', 'keras:imagenet', 'they are of resnet50v1, '),
+    ('resnet50', 'bit:BiT-M-R50x1', 'they are of bit_r50x1'),
+    ('auto', 'bit:BiT-M-R50x2', 'only .* and BiT-|alike are BiT-'),
+    ('auto', 'hf:resnet-50', 'hf:OWNER/NAME, such as'),
+    ('auto', 'hf:../x', 'hf:OWNER/NAME'), ('auto', 'hf:a/b/c', 'hf:OWNER'),
+    ('resnet50', 'hf:', 'hf:OWNER/NAME')])
+def test_published_weights_that_there_are_not_are_refused(name, weights, words):
+  with pytest.raises(UserError, match=f'^config.model.weights.*({words})'):
+    config_lib.check(changed(finetune.get_config(name),
+                             model__weights=weights))
+
+
+def test_an_unknown_tag_is_told_beside_what_else_is_wrong():
+  config = with_value('model.weights', 'timm:a1')
+  config.train.epochs = 0.0
+  with pytest.raises(UserError, match='weights a1 of .*config.train.epochs'):
+    config_lib.check(config)
+
+
+@pytest.mark.parametrize('weights', [
+    'timm:a1_in1k', 'keras:imagenet', 'hf:microsoft/resnet-50'])
+def test_published_weights_are_of_width_1(weights):
+  with pytest.raises(UserError, match='config.model.width 0.5 .*of width 1'):
+    config_lib.check(changed(finetune.get_config('resnet50'),
+                             model__width=0.5, model__weights=weights))
 
 
 def test_a_tag_that_the_model_lacks_is_refused_with_those_it_has():
@@ -333,6 +370,17 @@ def test_what_is_left_to_auto_does_not_differ_from_the_answer():
   resolved = resolved_config()
   assert config_lib.differences(finetune.get_config(), resolved) == []
   assert config_lib.differences(resolved, resolved) == []
+
+
+def test_a_name_that_its_source_spells_otherwise_does_not_differ():
+  started = changed(finetune.get_config('resnet50v1'),
+                    model__weights='keras:imagenet')
+  for name in ('auto', 'resnet50', 'resnet50v1'):
+    now = changed(finetune.get_config(name), model__weights='keras:imagenet')
+    assert config_lib.differences(now, started) == []
+  now = changed(finetune.get_config('resnet101'),
+                model__weights='keras:imagenet')
+  assert len(config_lib.differences(now, started)) == 1
 
 
 def test_a_concrete_value_other_than_the_answer_differs():

@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 
 from catsdogs.errors import UserError
-from catsdogs.pretrained import download
+from catsdogs.pretrained import download, web as web_lib
 from runs import ROOT
 from web_server import Silence, WebServer, closed_url
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 MIB = len(CONTENT) / 2**20
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+DIGEST = f'sha256:{SHA256}'
+GIT = hashlib.sha1(b'blob 3000000\0' + CONTENT).hexdigest()
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +30,8 @@ def here_alone(monkeypatch):
   for name in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY',
                'CATSDOGS_OFFLINE'):
     monkeypatch.delenv(name, raising=False)
-  monkeypatch.setattr(download, '_PAUSES_SECONDS', (0.01, 0.01))
-  monkeypatch.setattr(download, '_STALL_SECONDS', 1.0)
+  monkeypatch.setattr(web_lib, 'PAUSES_SECONDS', (0.01, 0.01))
+  monkeypatch.setattr(web_lib, 'STALL_SECONDS', 1.0)
 
 
 @pytest.fixture(name='web')
@@ -38,8 +40,9 @@ def fixture_web():
     yield web
 
 
-def fetch(web, folder, sha256=SHA256, **arguments) -> pathlib.Path:
-  return download.fetch(web.url, sha256, MIB, folder, **arguments)
+def fetch(web, folder, digest=DIGEST, mebibytes=MIB, **arguments
+          ) -> pathlib.Path:
+  return download.fetch(web.url, digest, mebibytes, folder, **arguments)
 
 
 def leave_partial(folder: pathlib.Path, content: bytes) -> pathlib.Path:
@@ -53,9 +56,13 @@ def names(folder: pathlib.Path) -> list[str]:
   return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize('sha256', [SHA256, SHA256[:8], SHA256[:8].upper()])
-def test_what_is_fetched_is_whole_and_lies_alone(web, tmp_path, sha256):
-  path = fetch(web, tmp_path / 'new' / 'weights', sha256)
+@pytest.mark.parametrize('digest', [
+    DIGEST, DIGEST[:15], f'sha256:{SHA256[:8].upper()}',
+    f'md5:{hashlib.md5(CONTENT).hexdigest()}', f'git:{GIT}'])
+@pytest.mark.parametrize('mebibytes', [MIB, None])
+def test_what_is_fetched_is_whole_and_lies_alone(web, tmp_path, digest,
+                                                 mebibytes):
+  path = fetch(web, tmp_path / 'new' / 'weights', digest, mebibytes)
   assert path.read_bytes() == CONTENT
   assert names(tmp_path / 'new' / 'weights') == ['weights.pth']
 
@@ -113,6 +120,18 @@ def test_a_partial_file_that_is_too_long_or_wrong_is_begun_anew(
   assert names(tmp_path) == ['weights.pth']
 
 
+def test_where_the_size_is_unknown_a_partial_file_is_gone_on_with(
+    web, tmp_path, capsys):
+  leave_partial(tmp_path, CONTENT[:1_000_000])
+  assert fetch(web, tmp_path, mebibytes=None).read_bytes() == CONTENT
+  assert web.asked == [('GET', 'bytes=1000000-')]
+  assert f'Downloading {web.url} (from 1.0 on).' in capsys.readouterr().out
+  web.cut_after = 500_000
+  (tmp_path / 'weights.pth').unlink()
+  with pytest.raises(UserError, match='was cut, 1.4 MiB came; the same'):
+    fetch(web, tmp_path, mebibytes=None)
+
+
 def test_without_ranges_it_begins_anew(web, tmp_path, capsys):
   web.knows_ranges = False
   leave_partial(tmp_path, CONTENT[:1_000_000])
@@ -147,16 +166,23 @@ def test_a_server_that_stalls_is_asked_again(web, tmp_path, capsys):
 
 
 def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
-  monkeypatch.setattr(download, '_STALL_SECONDS', 0.2)
+  monkeypatch.setattr(web_lib, 'STALL_SECONDS', 0.2)
   with Silence(accepts=True) as silent:
     with pytest.raises(UserError, match=f'{silent.url}: no answer within 0.2'):
       fetch(silent, tmp_path)
   assert not names(tmp_path)
 
 
-def test_a_wrong_hash_is_told_and_nothing_of_it_stays(web, tmp_path):
-  with pytest.raises(UserError, match=f'{web.url}.*{SHA256[:16]}.*00000000'):
-    fetch(web, tmp_path, sha256=8 * '0')
+@pytest.mark.parametrize('algorithm, told, found', [
+    ('sha256', 'SHA-256', SHA256),
+    ('md5', 'MD5', hashlib.md5(CONTENT).hexdigest()),
+    ('git', 'the git hash', GIT)])
+@pytest.mark.parametrize('mebibytes', [MIB, None])
+def test_a_wrong_hash_is_told_and_nothing_of_it_stays(
+    web, tmp_path, algorithm, told, found, mebibytes):
+  with pytest.raises(UserError,
+                     match=f'{web.url}.*{told} {found[:16]}.*00000000'):
+    fetch(web, tmp_path, f'{algorithm}:{8 * "0"}', mebibytes)
   assert not names(tmp_path)
 
 
@@ -183,7 +209,7 @@ def test_a_refused_connection_is_told_at_once(tmp_path):
   url = closed_url()
   with pytest.raises(UserError, match=f'{url}: it refuses the connection; '
                      'connect to the network.*HTTPS_PROXY'):
-    download.fetch(url, SHA256, MIB, tmp_path)
+    download.fetch(url, DIGEST, MIB, tmp_path)
   assert not names(tmp_path)
 
 
@@ -192,7 +218,7 @@ def test_a_proxy_is_used(tmp_path, monkeypatch):
     monkeypatch.setenv('http_proxy', proxy.url)
     monkeypatch.delenv('no_proxy', raising=False)
     monkeypatch.delenv('NO_PROXY', raising=False)
-    path = download.fetch('http://weights.invalid/a.pth', SHA256, MIB, tmp_path)
+    path = download.fetch('http://weights.invalid/a.pth', DIGEST, MIB, tmp_path)
   assert path == tmp_path / 'a.pth' and proxy.asked
 
 
@@ -211,7 +237,7 @@ def test_offline_nobody_is_asked(web, tmp_path, monkeypatch):
     ('', False), ('0', False), ('1', True), ('yes', True)])
 def test_what_counts_as_offline(monkeypatch, value, expected):
   monkeypatch.setenv('CATSDOGS_OFFLINE', value)
-  assert download.offline() == expected
+  assert web_lib.offline() == expected
 
 
 def test_a_folder_that_cannot_be_written_is_told(web, tmp_path):
@@ -240,12 +266,12 @@ def test_a_signal_ends_it_and_the_next_run_goes_on(web, tmp_path):
 _FETCH = '''
 import json, pathlib, resource, sys
 from catsdogs.errors import UserError
-from catsdogs.pretrained import download
+from catsdogs.pretrained import download, web as web_lib
 for line in sys.stdin:
-  url, sha256, mebibytes, folder, largest = json.loads(line)
+  url, digest, mebibytes, folder, largest = json.loads(line)
   resource.setrlimit(resource.RLIMIT_FSIZE, (largest, -1))
   try:
-    download.fetch(url, sha256, mebibytes, pathlib.Path(folder))
+    download.fetch(url, digest, mebibytes, pathlib.Path(folder))
     print('done', flush=True)
   except UserError as e:
     print('refused:', e, flush=True)
@@ -265,7 +291,7 @@ class Fetcher:
   def start(self, web, folder, largest=-1) -> None:
     """Begins to fetch; no file may be larger than so many bytes."""
     self.process.stdin.write(json.dumps(
-        [web.url, SHA256, MIB, str(folder), largest]) + '\n')
+        [web.url, DIGEST, MIB, str(folder), largest]) + '\n')
     self.process.stdin.flush()
 
   def lines(self) -> list[str]:
@@ -368,7 +394,7 @@ def test_a_name_server_that_is_slow_takes_no_longer_either(monkeypatch):
   def slow(*_, **__):
     asked_long_enough.wait(60)
     raise OSError('no answer')
-  monkeypatch.setattr(download.socket, 'getaddrinfo', slow)
+  monkeypatch.setattr(web_lib.socket, 'getaddrinfo', slow)
   assert download.look('http://weights.invalid/a', MIB, 0.3) == (
       'no answer within 0.3 s')
   asked_long_enough.set()
@@ -376,8 +402,8 @@ def test_a_name_server_that_is_slow_takes_no_longer_either(monkeypatch):
 
 def test_a_name_that_nobody_knows_is_the_reason(monkeypatch):
   def unknown(*_, **__):
-    raise download.socket.gaierror(-2, 'Name or service not known')
-  monkeypatch.setattr(download.socket, 'getaddrinfo', unknown)
+    raise web_lib.socket.gaierror(-2, 'Name or service not known')
+  monkeypatch.setattr(web_lib.socket, 'getaddrinfo', unknown)
   assert download.look('http://weights.invalid/a', MIB, 5) == 'no such host'
 
 

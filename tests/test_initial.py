@@ -1,6 +1,8 @@
 """Where a run's weights come from, and what comes along with them."""
 
+import dataclasses
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -13,8 +15,10 @@ from catsdogs.pretrained import bundled, imagenet, known_weights
 from catsdogs.pretrained.initial import initial_variables, open_pretrained
 from catsdogs.restore import zero_shot_model
 from configs import finetune
+from hub_files import PREPROCESSOR, RESNET_18, put_on_hub
+from web_server import WebServer
 from weight_files import (IMAGENET_IDS, small_shapes, weights_like, write_own,
-                          write_weights_zip)
+                          write_safetensors, write_weights_zip)
 
 THEIRS = IMAGENET_IDS
 OURS = ('cat', 'dog')
@@ -71,9 +75,10 @@ def fixture_known(tmp_path, monkeypatch) -> known_weights.KnownWeights:
   file.parent.mkdir(parents=True)
   write_weights_zip(file, weights_like(small_shapes(classes=1000)))
   known = known_weights.KnownWeights(
-      'resnet18', 'IMAGENET1K_V1', 'http://127.0.0.1:9/published.pth',
-      hashlib.sha256(file.read_bytes()).hexdigest()[:8],
-      file.stat().st_size / 2**20, 232)
+      'torchvision', 'resnet18', 'IMAGENET1K_V1',
+      'http://127.0.0.1:9/published.pth',
+      f'sha256:{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}',
+      file.stat().st_size / 2**20, Preprocessing(224, 224 / 232))
   monkeypatch.setattr(known_weights, 'WEIGHTS', (known,))
   return known
 
@@ -90,6 +95,83 @@ def test_published_weights_come_with_imagenets_classes(tmp_path, known, how):
   assert pretrained.class_names == tuple(imagenet.classes())
   assert pretrained.preprocessing == Preprocessing(48, 224 / 232)
   assert 'torchvision' in pretrained.origin
+
+
+@pytest.mark.parametrize('how', ['md5', 'name'])
+def test_other_publishers_preprocessing_comes_along(tmp_path, known,
+                                                    monkeypatch, how):
+  file = tmp_path / 'cache' / 'weights' / 'published.pth'
+  md5 = hashlib.md5(file.read_bytes()).hexdigest()
+  preprocessing = Preprocessing(160, 1.0, (0.5,) * 3, (0.25,) * 3, 'bicubic')
+  monkeypatch.setattr(known_weights, 'WEIGHTS', (dataclasses.replace(
+      known, source='bit', hash=f'md5:{md5}' if how == 'md5' else '',
+      preprocessing=preprocessing, imagenet=False),))
+  pretrained = open_pretrained(config_of(str(file)), tmp_path)
+  assert pretrained.preprocessing == dataclasses.replace(preprocessing,
+                                                         image_size=48)
+  assert pretrained.class_names is None
+  assert "bit's resnet18" in pretrained.origin
+
+
+def hugging_face(url: str, monkeypatch):
+  monkeypatch.setenv('HF_ENDPOINT', url)
+  monkeypatch.setenv('no_proxy', '127.0.0.1')
+  monkeypatch.delenv('CATSDOGS_OFFLINE', raising=False)
+
+
+def test_weights_of_the_hub_come_with_what_is_said_there(tmp_path, monkeypatch):
+  file = write_safetensors(tmp_path / 'x',
+                           weights_like(small_shapes(classes=2)))
+  with WebServer(b'') as web:
+    hugging_face(web.root, monkeypatch)
+    put_on_hub(web, 'me/pets', {
+        'config.json': json.dumps({
+            **RESNET_18, 'id2label': {'0': 'cat', '1': 'dog'}}).encode(),
+        'preprocessor_config.json': json.dumps(PREPROCESSOR).encode(),
+        'model.safetensors': file.read_bytes()})
+    config = config_of('hf:me/pets')
+    pretrained = open_pretrained(config, tmp_path)
+    assert pretrained.class_names == OURS
+    assert pretrained.preprocessing == Preprocessing(
+        48, 224 / 256, interpolation='bicubic')
+    config.model.name = 'resnet50'
+    web.paths.clear()
+    with pytest.raises(UserError, match='of resnet18, not of resnet50; set'):
+      open_pretrained(config, tmp_path)
+  assert not web.paths
+  monkeypatch.setenv('CATSDOGS_OFFLINE', '1')
+  config.model.name = 'resnet18'
+  again = open_pretrained(config, tmp_path)
+  assert again.preprocessing == pretrained.preprocessing
+
+
+def test_timms_weights_are_had_of_the_hub(tmp_path, monkeypatch):
+  file = write_safetensors(tmp_path / 'x',
+                           weights_like(small_shapes(classes=1000)))
+  with WebServer(b'') as web:
+    hugging_face(web.root, monkeypatch)
+    put_on_hub(web, 'timm/resnet18.a1_in1k',
+               {'model.safetensors': file.read_bytes()})
+    pretrained = open_pretrained(config_of('timm:a1_in1k'), tmp_path)
+  assert pretrained.class_names == tuple(imagenet.classes())
+  assert pretrained.preprocessing == Preprocessing(
+      48, 224 / 235, interpolation='bicubic')
+  assert "timm's resnet18, a1_in1k" in pretrained.origin
+
+
+def test_a_file_has_what_is_said_beside_it(tmp_path):
+  file = write_safetensors(tmp_path / 'model.safetensors',
+                           weights_like(small_shapes(classes=2)))
+  (tmp_path / 'config.json').write_text(json.dumps(
+      {**RESNET_18, 'id2label': {'0': 'cat', '1': 'dog'}}))
+  with pytest.raises(UserError, match='preprocessor_config.json is not beside'):
+    open_pretrained(config_of(str(file)), tmp_path)
+  (tmp_path / 'preprocessor_config.json').write_text(json.dumps(PREPROCESSOR))
+  pretrained = open_pretrained(config_of(str(file)), tmp_path)
+  assert pretrained.class_names == OURS
+  assert pretrained.preprocessing.interpolation == 'bicubic'
+  (tmp_path / 'config.json').write_text('{"seed": 0}')  # Of something else.
+  assert open_pretrained(config_of(str(file)), tmp_path).class_names is None
 
 
 def test_a_file_that_nobody_knows_says_nothing_of_its_classes(tmp_path):

@@ -12,6 +12,7 @@ from catsdogs.photos import decode
 from catsdogs.preprocessing import (IMAGENET_MEAN, IMAGENET_STD,
                                     Preprocessing, center_crop, model_input,
                                     normalize)
+from catsdogs.pretrained import about, known_weights
 
 
 def photos(count, side):
@@ -83,9 +84,93 @@ def photo() -> bytes:
   return buffer.getvalue()
 
 
+def seen_by_us(photo: bytes, source: str, model: str, tag: str):
+  """A photo as the weights see it, and their preprocessing."""
+  preprocessing = known_weights.find(source, model, tag).preprocessing
+  decoded = decode(photo, preprocessing.decoding)
+  return np.asarray(model_input(decoded[None], preprocessing)[0]), preprocessing
+
+
+def check_alike(ours: np.ndarray, theirs, preprocessing: Preprocessing):
+  """Within 1/255 in the mean, as shares of white."""
+  theirs = np.asarray(theirs)
+  if theirs.shape[0] == 3:
+    theirs = theirs.transpose(1, 2, 0)
+  assert ours.shape == theirs.shape
+  difference = np.abs(ours - theirs) * np.array(preprocessing.std)
+  print(difference.mean() * 255)  # Seen with `pytest -rP`.
+  assert difference.mean() < 1 / 255
+
+
+@pytest.mark.parametrize('tag', ['IMAGENET1K_V1', 'IMAGENET1K_V2'])
+def test_a_photo_is_what_torchvision_makes_of_it(photo, tag):
+  pytest.importorskip('torch', reason='the peer, torch, is not installed')
+  weights = peers.torchvision_models().get_weight(f'ResNet50_Weights.{tag}')
+  ours, preprocessing = seen_by_us(photo, 'torchvision', 'resnet50', tag)
+  theirs = weights.transforms()(Image.open(io.BytesIO(photo)))
+  check_alike(ours, theirs, preprocessing)
+
+
+@pytest.mark.parametrize('model, tag', [
+    ('resnet50', 'a1_in1k'), ('resnet18', 'tv_in1k'), ('resnet50d', 'ra2_in1k'),
+    ('bit_r50x1', 'goog_in21k')])
+def test_a_photo_is_what_timm_makes_of_it(photo, model, tag):
+  pytest.importorskip('torch', reason='the peer, torch, is not installed')
+  peers.torchvision_models()  # Which timm imports.
+  timm = pytest.importorskip('timm',
+                             reason='the peer, timm, is not installed')
+  if model.startswith('bit_'):
+    ours, preprocessing = seen_by_us(photo, 'bit', model, 'BiT-M-R50x1')
+    theirs, size = 'resnetv2_50x1_bit', (3, 224, 224)
+  else:
+    ours, preprocessing = seen_by_us(photo, 'timm', model, tag)
+    theirs, size = model, None
+  config = timm.data.resolve_data_config(
+      {'input_size': size} if size else {},
+      pretrained_cfg=timm.get_pretrained_cfg(f'{theirs}.{tag}').to_dict())
+  transform = timm.data.create_transform(**config)
+  check_alike(ours, transform(Image.open(io.BytesIO(photo))), preprocessing)
+
+
+def test_a_photo_is_what_transformers_makes_of_it(photo):
+  pytest.importorskip('torch', reason='the peer, torch, is not installed')
+  transformers = pytest.importorskip(
+      'transformers', reason='the peer, transformers, is not installed')
+  # As https://huggingface.co/microsoft/resnet-50 has it.
+  fields = {'crop_pct': 0.875, 'do_normalize': True, 'do_resize': True,
+            'image_mean': list(IMAGENET_MEAN), 'image_std': list(IMAGENET_STD),
+            'resample': 3, 'size': {'shortest_edge': 224}}
+  preprocessing = about.understand(
+      'x', {'model_type': 'resnet', 'depths': [3, 4, 6, 3],
+            'hidden_sizes': [256, 512, 1024, 2048], 'embedding_size': 64,
+            'layer_type': 'bottleneck', 'downsample_in_first_stage': False,
+            'id2label': {'0': 'cat'}}, fields).preprocessing
+  processor = transformers.ConvNextImageProcessor(**fields)
+  theirs = processor(Image.open(io.BytesIO(photo)),
+                     return_tensors='np')['pixel_values'][0]
+  decoded = decode(photo, preprocessing.decoding)
+  ours = np.asarray(model_input(decoded[None], preprocessing)[0])
+  check_alike(ours, theirs, preprocessing)
+
+
+@pytest.mark.parametrize('model, module', [('resnet50v1', 'resnet'),
+                                           ('resnet50v2', 'resnet_v2')])
+def test_pixels_are_what_keras_makes_of_them(model, module):
+  keras = pytest.importorskip('keras',
+                              reason='the peer, keras, is not installed')
+  preprocessing = known_weights.find('keras', model, 'imagenet').preprocessing
+  pixels = np.random.default_rng(0).integers(0, 256, (1, 9, 9, 3), np.uint8)
+  theirs = getattr(keras.applications, module).preprocess_input(
+      pixels.astype(np.float32))
+  if model == 'resnet50v1':  # Blue first there; our kernel was turned.
+    theirs = theirs[..., ::-1]
+  np.testing.assert_allclose(normalize(pixels, preprocessing), theirs,
+                             atol=1e-4)
+
+
 @pytest.mark.parametrize('resize_px', [256, 235, 232, 230])
 @pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
-def test_a_photo_is_what_torchvision_makes_of_it(photo, resize_px,
+def test_a_photo_is_cut_where_torchvision_cuts_it(photo, resize_px,
                                                  interpolation):
   pytest.importorskip('torch', reason='the peer, torch, is not installed')
   peers.torchvision_models()

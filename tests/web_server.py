@@ -1,18 +1,32 @@
-"""A web server on 127.0.0.1 that serves a file, well or in some bad way."""
+"""A web server on 127.0.0.1 that serves files, well or in some bad way."""
 
+import dataclasses
 from http import server
 import socket
 import threading
 import time
 
 
+@dataclasses.dataclass
+class Page:
+  """What is served at one address, with headers of its own."""
+
+  content: bytes = b''
+  status: int = 200
+  headers: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
 class WebServer:
   """Serves the same content at every address, and remembers what was asked.
 
   Attributes:
+    root: the address without a path.
     url: of the file.
     content: of the file.
     asked: a pair for each request: its method, and its `Range` or ''.
+    paths: of each request.
+    pages: by path, what is served there instead.
+    headers: that every answer has beside.
     status: answered in place of the content, where it is not 200.
     refuses_head: whether HEAD gets 405.
     knows_ranges: whether `Range` is heeded.
@@ -22,13 +36,15 @@ class WebServer:
   """
 
   def __init__(self, content: bytes):
-    self.content, self.asked = content, []
+    self.content, self.asked, self.paths = content, [], []
+    self.pages, self.headers = {}, {}
     self.status, self.refuses_head, self.knows_ranges = 200, False, True
     self.cut_after = self.stall_after = self.bytes_per_second = None
     self._stop = threading.Event()
     self._server = server.ThreadingHTTPServer(('127.0.0.1', 0), _handler(self))
     self._server.daemon_threads = True
-    self.url = f'http://127.0.0.1:{self._server.server_port}/weights.pth'
+    self.root = f'http://127.0.0.1:{self._server.server_port}'
+    self.url = f'{self.root}/weights.pth'
 
   def __enter__(self) -> 'WebServer':
     threading.Thread(target=self._server.serve_forever, args=(0.01,),
@@ -44,18 +60,22 @@ class WebServer:
     """Answers a request as the attributes say."""
     head, wanted = handler.command == 'HEAD', handler.headers.get('Range', '')
     self.asked.append((handler.command, wanted))
-    status = 405 if head and self.refuses_head else self.status
-    first, last = 0, len(self.content) - 1
+    self.paths.append(handler.path)
+    page = self.pages.get(handler.path, Page(self.content, self.status))
+    status = 405 if head and self.refuses_head else page.status
+    first, last = 0, len(page.content) - 1
     if status == 200 and wanted and self.knows_ranges:
       begin, _, end = wanted.removeprefix('bytes=').partition('-')
       first, last = int(begin), min(last, int(end or last))
       status = 206 if first <= last else 416
-    body = self.content[first:last + 1] if status < 300 else b'no\n'
+    body = page.content[first:last + 1] if status < 300 else b'no\n'
     handler.send_response(status)
     handler.send_header('Content-Length', str(len(body)))
     if status == 206:
       handler.send_header('Content-Range',
-                          f'bytes {first}-{last}/{len(self.content)}')
+                          f'bytes {first}-{last}/{len(page.content)}')
+    for name, value in {**self.headers, **page.headers}.items():
+      handler.send_header(name, value)
     handler.end_headers()
     if not head:
       self._send(handler, body)
