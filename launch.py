@@ -29,7 +29,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Where the run is kept; runs/NAME_OF_CONFIG by default.')
 _MODE = flags.DEFINE_enum(
-    'mode', 'train', ['train', 'evaluate', 'predict'], 'What to do.')
+    'mode', 'train', ['train', 'evaluate', 'predict', 'export'],
+    'What to do.')
+_FORMAT = flags.DEFINE_enum(
+    'format', 'torchvision', ['torchvision'], 'What to export.')
 _RESTART = flags.DEFINE_bool(
     'restart', False, 'Remove what a run left in the workdir; begin anew.')
 _CHECKPOINT = flags.DEFINE_string(
@@ -55,6 +58,10 @@ def _run() -> None:
     from catsdogs.evaluate import evaluate_checkpoint
     evaluate_checkpoint(_config_of_run(workdir, cache), workdir, cache,
                         _CHECKPOINT.value, _IMAGES.value)
+  elif _MODE.value == 'export':
+    from catsdogs.export import export_checkpoint
+    export_checkpoint(_config_of_run(workdir, cache), workdir, cache,
+                      _CHECKPOINT.value)
   else:
     from catsdogs.predict import predict_with_checkpoint
     predict_with_checkpoint(_config_of_run(workdir, cache), workdir, cache,
