@@ -60,7 +60,8 @@ fit(sys.argv[2], tensors, shapes, model.architecture)
 seconds = time.monotonic() - started
 foreign = {'torch', 'tensorflow', 'keras', 'timm'} & sys.modules.keys()
 assert not foreign, foreign
-print(json.dumps({'seconds': seconds, 'bytes': 1024 * (kibibytes('VmHWM') - before)}))
+print(json.dumps({'seconds': seconds,
+                  'bytes': 1024 * (kibibytes('VmHWM') - before)}))
 """
 
 

@@ -155,8 +155,8 @@ def keras(name: str, suffix: str) -> Original:
     for variable in model.weights:
       weight = weights[variable.path]
       if variable.path.endswith(('bias', 'moving_mean')):
-        # So that ours takes one from the other without rounding: what is left
-        # of an activation near zero would decide whether a ReLU lets it through.
+        # So that ours takes one from the other without rounding, which would
+        # decide of an activation near zero whether a ReLU lets it through.
         weight = np.round(weight * 1024) / 1024
       variable.assign(weight)
     return model
