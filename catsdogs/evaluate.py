@@ -1,10 +1,10 @@
 """Evaluates a model: every photo exactly once, and what follows from it."""
 
-import csv
 import dataclasses
 import functools
 import json
 import math
+import os
 import pathlib
 from typing import Any, Callable
 
@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, Int, Num
 import ml_collections
 import numpy as np
 
-from catsdogs import config as config_lib, losses
+from catsdogs import config as config_lib, distributed, losses
 from catsdogs.console import printable, say
+from catsdogs.csv_file import write_csv_file
 from catsdogs.datasets.folder import open_labelled
 from catsdogs.errors import UserError
 from catsdogs.input_pipeline import (Batch, Features, Photos, check_classes,
@@ -111,16 +112,12 @@ class Evaluation:
   def write_csv(self, file: pathlib.Path) -> None:
     """Writes a row a photo: file, label, prediction, and the probabilities."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open('w', newline='', encoding='utf-8',
-                   errors='backslashreplace') as f:
-      writer = csv.writer(f)
-      writer.writerow(['file', 'label', 'prediction', *self.class_names,
-                       'loss'])
-      for name, label, row, loss in zip(self.ids, self.labels,
-                                        self.probabilities, self.losses):
-        writer.writerow([name, self.class_names[label],
-                         self.class_names[row.argmax()],
-                         *(f'{p:.6f}' for p in row), f'{loss:.6f}'])
+    write_csv_file(
+        file, ['file', 'label', 'prediction', *self.class_names, 'loss'],
+        ([name, self.class_names[label], self.class_names[row.argmax()],
+          *(f'{p:.6f}' for p in row), f'{loss:.6f}']
+         for name, label, row, loss in zip(self.ids, self.labels,
+                                           self.probabilities, self.losses)))
 
 
 def confidence_interval(correct: int, count: int) -> tuple[float, float]:
@@ -224,6 +221,7 @@ def apply_to_each(step: Callable[[Any, Batch], dict[str, Array]],
           for key in outputs[0]}
 
 
+@distributed.loss_of_others_ends()
 def evaluate_checkpoint(config: ml_collections.ConfigDict,
                         workdir: pathlib.Path, cache: pathlib.Path,
                         which: str, images: str | None) -> Evaluation:
@@ -245,7 +243,7 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict,
   mesh = create_mesh()
   config_lib.check_devices(config, mesh.size)
   if images:
-    split = open_labelled(pathlib.Path(images).expanduser(),
+    split = open_labelled(pathlib.Path(os.path.expanduser(images)),
                           restored.class_names)
     split_name = images
   else:
@@ -267,8 +265,10 @@ def evaluate_checkpoint(config: ml_collections.ConfigDict,
       restored.class_names, config.train.batch_size, mesh)
   say(f'val_loss {evaluation.loss:.4f}, val_accuracy '
       f'{describe(evaluation.accuracy, evaluation.count)}')
-  evaluation.write_csv(workdir / 'predictions' / 'evaluation.csv')
   values = {'checkpoint': restored.name, 'images': split_name,
             **evaluation.summary()}
-  (workdir / 'evaluation.json').write_text(json.dumps(values, indent=2) + '\n')
+  if jax.process_index() == 0:
+    evaluation.write_csv(workdir / 'predictions' / 'evaluation.csv')
+    (workdir / 'evaluation.json').write_text(
+        json.dumps(values, indent=2) + '\n')
   return evaluation

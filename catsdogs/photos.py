@@ -6,6 +6,7 @@ photo is to be predicted. Its filters antialias, as torchvision's and timm's
 transforms do, which the pretrained weights were evaluated with.
 """
 
+from concurrent import futures
 import dataclasses
 import io
 from typing import Callable
@@ -16,8 +17,15 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
 FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'WEBP')
-# Above this, a file is taken for a decompression bomb.
-MAX_PIXELS = 128 * 2**20
+# Above this, a file is taken for a decompression bomb. Of a JPEG, which is
+# scaled while it is decoded, the scaled pixels count: cameras make some of 200
+# megapixels. But a progressive one takes memory for all of them.
+MAX_PIXELS, _MAX_JPEG_PIXELS = 64 * 2**20, 256 * 2**20
+# Above this, photos are decoded one after the other: a WebP takes 24 bytes a
+# pixel meanwhile, and there may be a thread for each of many cores. A thread of
+# their own does it, as glibc keeps for each thread what it once allocated.
+_LARGE_PIXELS = 16 * 2**20
+_large_photos = futures.ThreadPoolExecutor(max_workers=1)
 
 # How the pixels must be turned for each EXIF orientation but 1, upright.
 _TURNS = {
@@ -32,6 +40,9 @@ _TURNS = {
 
 _FILTERS = {'bilinear': Image.Resampling.BILINEAR,
             'bicubic': Image.Resampling.BICUBIC}
+
+# Its own bound is below that.
+Image.MAX_IMAGE_PIXELS = None
 
 # What Pillow has to say about odd files concerns nobody while they decode.
 warnings.filterwarnings('ignore', module=r'PIL\.')
@@ -102,14 +113,33 @@ def decode_or_reason(read: Callable[[], bytes], decoding: Decoding
 
 
 def _decode(encoded: bytes, decoding: Decoding) -> Image.Image:
+  image = _open(encoded, decoding)
+  if image.width * image.height <= _LARGE_PIXELS:
+    return _upright_square(image, decoding)
+  del image  # Opened anew there, so that nothing of it stays here.
+  return _large_photos.submit(lambda: _upright_square(
+      _open(encoded, decoding), decoding)).result()
+
+
+def _open(encoded: bytes, decoding: Decoding) -> Image.Image:
+  """Reads the header, and of a PNG the checksums; no pixels as yet."""
   image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+  if image.format == 'PNG':
+    # While Pillow decodes, it takes any checksum, and shows what it gets.
+    image.verify()  # After which the image is of no more use.
+    image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+  # A JPEG far larger than needed is scaled while it is decoded, to no less
+  # than twice the size, so that the filter decides how it looks.
+  enough = 2 * decoding.scaled_px
+  if (min(image.size) >= 2 * enough
+      and image.width * image.height <= _MAX_JPEG_PIXELS):
+    image.draft(None, (enough, enough))
   if image.width * image.height > MAX_PIXELS:
     raise BadPhoto(f'{image.width} x {image.height} pixels are too many')
-  # A JPEG far larger than needed is scaled while it is decoded, to no less
-  # than twice the size, so that the filter below decides how it looks.
-  enough = 2 * decoding.scaled_px
-  if min(image.size) >= 2 * enough:
-    image.draft(None, (enough, enough))
+  return image
+
+
+def _upright_square(image: Image.Image, decoding: Decoding) -> Image.Image:
   turn = _TURNS.get(_orientation(image))
   image = _to_rgb(image)
   if turn is not None:
@@ -127,8 +157,11 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image) -> Image.Image:
   """RGB of 8 bits; what is transparent becomes white."""
   if image.mode.startswith('I'):  # 16 bits of gray.
-    gray = np.asarray(image).astype(np.uint32) >> 8
-    image = Image.fromarray(gray.clip(0, 255).astype(np.uint8))
+    values = np.asarray(image)
+    gray = (values >> 8).clip(0, 255).astype(np.uint8)
+    if image.has_transparency_data:
+      gray[values == image.info['transparency']] = 255
+    image = Image.fromarray(gray)
   if image.has_transparency_data:
     image = image.convert('RGBA')
     white = Image.new('RGBA', image.size, 'white')

@@ -1,7 +1,6 @@
 """Predicts the class of any photos: a table, a CSV file, a contact sheet."""
 
 from concurrent import futures
-import csv
 import dataclasses
 import glob
 import os
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from catsdogs.console import printable, say
+from catsdogs.csv_file import write_csv_file
 from catsdogs.datasets.folder import files_below, read_file
 from catsdogs.errors import UserError
 from catsdogs.evaluate import create_eval_step, create_mesh
@@ -71,10 +71,11 @@ def _matches(pattern: str) -> list[str]:
   if os.path.isdir(path):
     return [os.path.join(path, name)
             for name in files_below(pathlib.Path(path))]
-  if os.path.exists(path):  # A file's name may hold a bracket itself.
+  # A file's name may hold a bracket itself, and a link may lead nowhere.
+  if os.path.lexists(path):
     return [path]
   return [file for name in sorted(glob.glob(path, recursive=True))
-          if os.path.exists(name) for file in _matches(name)]
+          if os.path.lexists(name) for file in _matches(name)]
 
 
 def predict(restored: Restored, files: list[str]) -> Iterator[Prediction]:
@@ -167,18 +168,17 @@ def predict_files(restored: Restored, images: str,
 def write_csv(predictions: list[Prediction], class_names: tuple[str, ...],
               file: pathlib.Path) -> None:
   """Writes a row a file: label, probability, that of each class, error."""
-  with file.open('w', newline='', encoding='utf-8',
-                 errors='backslashreplace') as f:
-    writer = csv.writer(f)
-    writer.writerow(['file', 'label', 'probability', *class_names, 'error'])
-    for p in predictions:
-      if p.error:
-        figures = ['', '', *('' for _ in class_names)]
-      else:
-        label, probability = _answer(p, class_names)
-        figures = [label, f'{probability:.6f}',
-                   *(f'{x:.6f}' for x in p.probabilities)]
-      writer.writerow([p.file, *figures, p.error])
+  rows = []
+  for p in predictions:
+    if p.error:
+      figures = ['', '', *('' for _ in class_names)]
+    else:
+      label, probability = _answer(p, class_names)
+      figures = [label, f'{probability:.6f}',
+                 *(f'{x:.6f}' for x in p.probabilities)]
+    rows.append([p.file, *figures, p.error])
+  write_csv_file(file, ['file', 'label', 'probability', *class_names, 'error'],
+                 rows)
 
 
 def contact_sheet(predictions: list[Prediction],
@@ -220,14 +220,15 @@ def _print_table(predictions: list[Prediction],
                  class_names: tuple[str, ...]) -> None:
   rows = predictions[:MAX_TABLE_ROWS]
   width = max(len('file'), *(len(printable(p.file)) for p in rows))
-  label_width = max(len('label'), *(len(name) for name in class_names))
+  label_width = max(len('label'),
+                    *(len(printable(name)) for name in class_names))
   say(f'{"file":{width}}  {"label":{label_width}}  probability')
   for p in rows:
     if p.error:
       answer = f'not a photo: {p.error}'
     else:
       label, probability = _answer(p, class_names)
-      answer = f'{label:{label_width}}  {probability:.4f}'
+      answer = f'{printable(label):{label_width}}  {probability:.4f}'
     say(f'{printable(p.file):{width}}  {answer}')
   if len(predictions) > len(rows):
     say(f'... and {len(predictions) - len(rows)} more.')

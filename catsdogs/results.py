@@ -1,6 +1,5 @@
 """`results.json` and what else a run leaves behind in its workdir."""
 
-import csv
 import dataclasses
 import importlib.metadata
 import json
@@ -11,13 +10,16 @@ import jax
 import ml_collections
 import numpy as np
 
-from catsdogs.console import say
+from catsdogs.console import printable, say
+from catsdogs.csv_file import write_csv_file
+from catsdogs.datasets import Split
 from catsdogs.evaluate import Evaluation, confidence_interval, describe
 from catsdogs.input_pipeline import Data
 from catsdogs.metric_log import MetricLog
 from catsdogs.progress import Clock, Timetable, Totals
 
 FILE = 'results.json'
+DIVERGED_FILE = 'diverged_batch.csv'
 # Classes that the console names; `results.json` has them all.
 _LISTED = 10
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint',
@@ -31,7 +33,7 @@ def introduce(data: Data, workdir: pathlib.Path) -> None:
     say(f'Note: {notice}.')
   for photos, name in ((data.train, 'training'), (data.val, 'validation')):
     counts = np.bincount(photos.split.labels, minlength=len(data.class_names))
-    classes = [f'{c} {n}' for c, n in zip(data.class_names, counts)]
+    classes = [f'{printable(c)} {n}' for c, n in zip(data.class_names, counts)]
     if len(classes) > _LISTED:
       classes[_LISTED:] = [f'{len(classes) - _LISTED} more']
     say(f'Found {len(photos)} {name} images belonging to '
@@ -46,16 +48,17 @@ def tell_left_out(data: Data, workdir: pathlib.Path) -> None:
     say(f'Left out {len(data.skipped)} files that cannot be decoded; '
         f'{file} names them.')
   if jax.process_index() == 0:
-    write_skipped(file, data.skipped + list(data.source.passed_over))
+    write_csv_file(file, ['file', 'reason'],
+                   data.skipped + list(data.source.passed_over))
 
 
-def write_skipped(file: pathlib.Path, rows: list[tuple[str, str]]) -> None:
-  """Writes a row `file,reason` for each file that is not used."""
-  with file.open('w', newline='', encoding='utf-8',
-                 errors='backslashreplace') as f:
-    writer = csv.writer(f)
-    writer.writerow(['file', 'reason'])
-    writer.writerows(rows)
+def write_batch(file: pathlib.Path, split: Split,
+                class_names: tuple[str, ...]) -> None:
+  """Writes a row `file,label` for each photo of a batch, in its order."""
+  if jax.process_index():
+    return
+  write_csv_file(file, ['file', 'label'], [
+      (name, class_names[i]) for name, i in zip(split.ids, split.labels)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +83,9 @@ class ParameterCount:
 def write(workdir: pathlib.Path, status: str,
           config: ml_collections.ConfigDict, data: Data,
           parameters: ParameterCount, log: MetricLog, before_name: str,
-          evaluation: Evaluation | None, epoch_totals: Totals,
-          timetable: Timetable, clock: Clock) -> dict[str, Any]:
+          best_step: int | None, evaluation: Evaluation | None,
+          epoch_totals: Totals, timetable: Timetable, clock: Clock
+          ) -> dict[str, Any]:
   """Writes `results.json`, and `predictions/val.csv` where there is one.
 
   Args:
@@ -92,7 +96,8 @@ def write(workdir: pathlib.Path, status: str,
     parameters: of the model.
     log: of the run.
     before_name: which model was evaluated before the first step.
-    evaluation: of the best checkpoint, once there is one.
+    best_step: of the best checkpoint, once there is one.
+    evaluation: of the best checkpoint, where it is known.
     epoch_totals: of the latest epoch's training.
     timetable: of the run.
     clock: of the run.
@@ -106,7 +111,7 @@ def write(workdir: pathlib.Path, status: str,
   values = {
       'status': status,
       **(evaluation.summary() if evaluation else {}),
-      'best_step': log.best_step(),
+      'best_step': best_step,
       'train_accuracy': training.get('train_accuracy'),
       'train_loss': training.get('train_loss'),
       'before': before and {
@@ -146,7 +151,8 @@ def read_finished(workdir: pathlib.Path) -> dict[str, Any] | None:
     values = json.loads((workdir / FILE).read_text())
   except (OSError, ValueError):
     return None
-  return values if values['status'] == 'finished' else None
+  finished = isinstance(values, dict) and values.get('status') == 'finished'
+  return values if finished else None
 
 
 def tell(results: dict[str, Any], workdir: pathlib.Path) -> None:

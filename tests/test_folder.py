@@ -176,6 +176,29 @@ def test_a_folder_that_contains_itself_is_entered_once(root):
   assert both_sides(root) == files
 
 
+def test_folders_that_link_to_each_other_are_entered_once_each(root):
+  """On all their ways through each other, it would take years."""
+  folders = [f'cat/{index}' for index in range(12)]
+  write(root, *(f'{folder}/a.jpg' for folder in folders), 'dog/a.jpg')
+  for folder in folders:
+    for other in range(12):
+      (root / folder / f'link{other}').symlink_to(f'../{other}')
+  found = files_below(root)
+  assert len(found) == 13
+  assert len({os.path.realpath(root / path) for path in found}) == 13
+
+
+def test_what_windows_and_macos_hide_is_hidden(root):
+  write(root, *TRAIN_AND_VAL)
+  files = both_sides(root)
+  write(root, 'train/cat/Thumbs.db', 'train/desktop.ini', 'val/dog/Desktop.ini',
+        '__MACOSX/train/cat/._1.jpg', 'train/__MACOSX/._cat',
+        'val/cat/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg',
+        'train/lost+found/1.jpg', '$RECYCLE.BIN/1.jpg')
+  assert both_sides(root) == files
+  assert not open_folder(root, 0.5).passed_over
+
+
 @pytest.mark.parametrize('target', ['nowhere.jpg', 'link.jpg'])
 def test_a_link_that_leads_nowhere_is_a_file_that_cannot_be_read(root, target):
   write(root, *TRAIN_AND_VAL)

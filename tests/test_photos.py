@@ -2,16 +2,15 @@
 
 import io
 import struct
-import zlib
 
 import numpy as np
 from PIL import Image
 import pytest
 
+from bad_photos import encoded, ORIENTATION, png, scene, turned
 from catsdogs import photos
 from catsdogs.photos import BadPhoto, Decoding
 
-ORIENTATION = 0x0112  # The EXIF tag.
 # pytest undoes what the module itself silences.
 pytestmark = pytest.mark.filterwarnings(r'ignore:::PIL\.')
 
@@ -22,25 +21,9 @@ def decode(content: bytes, size_px: int) -> np.ndarray:
   return photos.decode(content, Decoding(size_px, size_px))
 
 
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-  buffer = io.BytesIO()
-  image.save(buffer, kind, **options)
-  return buffer.getvalue()
-
-
 def plain(colour: tuple[int, ...] | int, mode: str = 'RGB',
           size: tuple[int, int] = (20, 20)) -> Image.Image:
   return Image.new(mode, size, colour)
-
-
-def scene(width: int, height: int, seed: int = 0) -> Image.Image:
-  """Smooth blotches under fine grain; no two of its parts are alike."""
-  random = np.random.default_rng(seed)
-  blotches = random.integers(0, 256, (6, 6, 3), np.uint8)
-  image = Image.fromarray(blotches).resize((width, height),
-                                           Image.Resampling.BICUBIC)
-  grain = random.normal(0, 4, (height, width, 3))
-  return Image.fromarray((image + grain).clip(0, 255).astype(np.uint8))
 
 
 def assert_near(pixels, expected, atol: float) -> None:
@@ -51,17 +34,6 @@ def assert_near(pixels, expected, atol: float) -> None:
 
 def mean_difference(first, second) -> float:
   return np.abs(np.asarray(first, float) - np.asarray(second, float)).mean()
-
-
-def png(width: int, height: int, depth: int, colour_type: int,
-        rows: bytes = b'') -> bytes:
-  """A PNG made by hand: of a header that may lie, and of any depth."""
-  def chunk(name, content):
-    return (struct.pack('>I', len(content)) + name + content
-            + struct.pack('>I', zlib.crc32(name + content)))
-  header = struct.pack('>IIBBBBB', width, height, depth, colour_type, 0, 0, 0)
-  return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header)
-          + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b''))
 
 
 # Formats and modes.
@@ -144,6 +116,14 @@ def test_16_bits_of_gray_are_scaled_not_clipped():
   assert_near(pixels, (ramp / 257)[..., None], 1)
 
 
+def test_a_transparent_one_of_16_bits_of_gray_becomes_white():
+  values = np.full((20, 20), 0x8000, np.uint16)
+  values[:10] = 3
+  content = encoded(Image.fromarray(values), 'PNG', transparency=3)
+  assert_near(decode(content, 20)[:10], 255, 0)
+  assert_near(decode(content, 20)[10:], 128, 0)
+
+
 def test_16_bits_of_colour_are_scaled_not_clipped():
   row = b'\0' + struct.pack('>HHH', 0x2000, 0x8000, 0xe000) * 20
   assert_near(decode(png(20, 20, 16, 2, row * 20), 20), (32, 128, 224), 1)
@@ -161,43 +141,21 @@ def test_of_an_animation_the_first_frame_is_seen(kind):
 # Orientation.
 
 
-def as_stored(upright: np.ndarray, orientation: int) -> np.ndarray:
-  """How a camera stores a picture, after the EXIF standard's table."""
-  first_row, first_column = {
-      1: ('top', 'left'), 2: ('top', 'right'), 3: ('bottom', 'right'),
-      4: ('bottom', 'left'), 5: ('left', 'top'), 6: ('right', 'top'),
-      7: ('right', 'bottom'), 8: ('left', 'bottom')}[orientation]
-  stored = upright
-  if first_row in ('left', 'right'):
-    stored = stored.swapaxes(0, 1)
-  if first_row in ('bottom', 'right'):
-    stored = stored[::-1]
-  if first_column in ('bottom', 'right'):
-    stored = stored[:, ::-1]
-  return np.ascontiguousarray(stored)
-
-
 @pytest.mark.parametrize('kind,options,tolerance', [
     ('JPEG', {'quality': 95, 'subsampling': 0}, 3), ('PNG', {}, 0),
     ('WEBP', {'lossless': True}, 0)])
 @pytest.mark.parametrize('orientation', range(1, 9))
 def test_every_orientation_gives_the_upright_picture(
     kind, options, tolerance, orientation):
-  upright = np.asarray(scene(48, 32))
-  exif = Image.Exif()
-  exif[ORIENTATION] = orientation
-  stored = Image.fromarray(as_stored(upright, orientation))
-  pixels = decode(encoded(stored, kind, exif=exif, **options), 32)
-  assert mean_difference(pixels, upright[:, 8:40]) <= tolerance
+  upright = scene(48, 32)
+  pixels = decode(turned(upright, kind, orientation, **options), 32)
+  assert mean_difference(pixels, np.asarray(upright)[:, 8:40]) <= tolerance
 
 
 @pytest.mark.parametrize('orientation', [3, 6, 8])
 def test_a_large_photo_is_turned_as_a_small_one(orientation):
   upright = scene(600, 400)
-  exif = Image.Exif()
-  exif[ORIENTATION] = orientation
-  stored = Image.fromarray(as_stored(np.asarray(upright), orientation))
-  pixels = decode(encoded(stored, 'JPEG', quality=95, exif=exif), 64)
+  pixels = decode(turned(upright, 'JPEG', orientation, quality=95), 64)
   assert mean_difference(pixels, decode(encoded(upright, 'PNG'), 64)) < 2
 
 
@@ -315,6 +273,11 @@ def test_a_large_jpeg_looks_as_if_it_were_decoded_in_full(size, size_px):
   with Image.open(io.BytesIO(jpeg)) as full:
     expected = resized_and_cropped(full, size_px, size_px)
   assert mean_difference(decode(jpeg, size_px), expected) < 1.5
+
+
+def test_a_jpeg_of_200_megapixels_is_scaled_while_it_is_decoded():
+  large = encoded(Image.new('L', (16_320, 12_240), 77), 'JPEG')
+  assert (decode(large, 64) == 77).all()
 
 
 def test_the_shortest_pictures_are_magnified():

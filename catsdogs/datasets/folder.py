@@ -3,12 +3,14 @@
 import os
 import pathlib
 import re
+import stat
 from typing import Sequence
 
 import numpy as np
 
 from catsdogs.datasets import Source, Split, stable_hash
 from catsdogs.errors import UserError
+from catsdogs.photos import MAX_PIXELS
 
 TRAIN_NAMES = ('train', 'training')
 VAL_NAMES = ('val', 'valid', 'validation', 'test')
@@ -16,6 +18,13 @@ VAL_NAMES = ('val', 'valid', 'validation', 'test')
 _LAYOUTS = ('It should hold train/ and val/ with a folder for each class, or '
             'a folder for each class, or files such as cat.0.jpg and '
             'dog.0.jpg')
+
+# What Windows, macOS and Synology put into folders and do not show to people.
+_HIDDEN = ('thumbs.db', 'ehthumbs.db', 'desktop.ini', '__macosx', '@eadir',
+           'lost+found', '$recycle.bin', '#recycle',
+           'system volume information')
+# A photo of four channels of 16 bits takes no more; a film may.
+_MAX_BYTES = 8 * MAX_PIXELS
 
 # A class and the paths of its files, relative to the root.
 _Classes = dict[str, list[str]]
@@ -96,22 +105,32 @@ def natural_key(name: str) -> list:
 def files_below(folder: pathlib.Path) -> list[str]:
   """Relative paths of all files below, in natural order; hidden ones left out.
 
-  Links are followed, and a folder that contains itself is entered once.
+  Links are followed, and each folder is entered once, whether it contains
+  itself or several links lead to it. A folder below that cannot be listed
+  stands in its place like a file: `read_file` gives the reason.
   """
   found: list[str] = []
-
-  def walk(relative: str, inside: frozenset[str]):
+  entered: set[str] = set()
+  pending = ['']
+  while pending:
+    relative = pending.pop()
+    # False too for what may not be looked at, where pathlib's raises.
+    if not os.path.isdir(folder / relative):
+      found.append(relative)
+      continue
     here = os.path.realpath(folder / relative)
-    if here in inside:
-      return
-    for name in _visible_names(folder / relative):
-      path = f'{relative}/{name}' if relative else name
-      if (folder / path).is_dir():
-        walk(path, inside | {here})
-      else:
-        found.append(path)
-
-  walk('', frozenset())
+    if here in entered:
+      continue
+    entered.add(here)
+    try:
+      names = _visible_names(folder / relative)
+    except UserError:
+      if not relative:
+        raise
+      found.append(relative)
+      continue
+    pending += [f'{relative}/{name}' if relative else name
+                for name in reversed(names)]
   return found
 
 
@@ -121,12 +140,12 @@ def _visible_names(folder: pathlib.Path) -> list[str]:
   except OSError as e:
     raise UserError(f'{folder} cannot be read ({e.strerror}); mend its '
                     'permissions') from e
-  return sorted((name for name in names if not name.startswith('.')),
-                key=natural_key)
+  return sorted((name for name in names if not name.startswith('.')
+                 and name.casefold() not in _HIDDEN), key=natural_key)
 
 
 def _subfolder(root: pathlib.Path, names: tuple[str, ...]) -> str | None:
-  return next((name for name in names if (root / name).is_dir()), None)
+  return next((name for name in names if os.path.isdir(root / name)), None)
 
 
 def _find_classes(root: pathlib.Path, side: str,
@@ -138,7 +157,7 @@ def _find_classes(root: pathlib.Path, side: str,
   """
   folder = root / side
   names = _visible_names(folder)
-  subfolders = [name for name in names if (folder / name).is_dir()]
+  subfolders = [name for name in names if os.path.isdir(folder / name)]
   files = [name for name in names if name not in subfolders]
 
   def path(*parts: str) -> str:
@@ -208,9 +227,19 @@ def _split(root: pathlib.Path, names: Sequence[str],
 
 
 def read_file(path: pathlib.Path) -> bytes:
-  """The file's bytes; of a pipe or device, which could hang, an OSError."""
-  if not path.is_file():
-    raise OSError('no such file')
+  """The file's bytes.
+
+  Raises:
+    OSError: it cannot be read, or is no photo for certain: a pipe or a device,
+      which could hang, or larger than any photo.
+  """
+  status = path.stat()
+  if stat.S_ISDIR(status.st_mode):
+    raise OSError('a folder that cannot be read')
+  if not stat.S_ISREG(status.st_mode):
+    raise OSError('a pipe, socket or device, not a file')
+  if status.st_size > _MAX_BYTES:
+    raise OSError(f'{status.st_size:,} bytes are too many for a photo')
   return path.read_bytes()
 
 
