@@ -1,5 +1,6 @@
 """`metrics.csv` and TensorBoard events: a row a logged step and evaluation."""
 
+from collections.abc import Collection
 import csv
 import os
 import pathlib
@@ -23,7 +24,8 @@ class MetricLog:
 
     Args:
       workdir: of the run.
-      step: from which the run goes on; 0 for a new one.
+      step: from which the run goes on; -1 for a new one, which has measured
+        nothing yet.
       write: whether this process is the one that writes.
     """
     self._file = workdir / 'metrics.csv'
@@ -53,9 +55,9 @@ class MetricLog:
     """Loss and accuracy on the validation split by step."""
     return evaluations(self._rows)
 
-  def best_step(self) -> int | None:
+  def best_step(self, steps: Collection[int] | None = None) -> int | None:
     """See the function of this name."""
-    return best_step(self._rows)
+    return best_step(self._rows, steps)
 
   def close(self) -> None:
     """Ends the event file."""
@@ -89,9 +91,15 @@ def evaluations(rows: list[dict[str, str]]) -> dict[int, tuple[float, float]]:
           for row in rows if row.get('eval_accuracy')}
 
 
-def best_step(rows: list[dict[str, str]]) -> int | None:
-  """The trained step of the highest accuracy; of equals, the lowest loss."""
+def best_step(rows: list[dict[str, str]],
+              steps: Collection[int] | None = None) -> int | None:
+  """The trained step of the highest accuracy; of equals, the lowest loss.
+
+  Args:
+    rows: of `metrics.csv`.
+    steps: those to choose from, if not from all.
+  """
   trained = {step: figures for step, figures in evaluations(rows).items()
-             if step > 0}
+             if step > 0 and (steps is None or step in steps)}
   return max(trained, key=lambda step: (trained[step][1], -trained[step][0],
                                         step), default=None)
