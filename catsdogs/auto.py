@@ -131,7 +131,7 @@ def _take_over_of_published(config: ml_collections.ConfigDict,
 
 def _take_over_of_file(config: ml_collections.ConfigDict) -> None:
   """Likewise, where they are another run's, or a file's that says so."""
-  path = pathlib.Path(config.model.weights).expanduser()
+  path = pathlib.Path(os.path.expanduser(config.model.weights))
   if (path / CONFIG_FILE).is_file():
     run = load(path / CONFIG_FILE)
     config.model.name, config.model.width = run.model.name, run.model.width

@@ -15,8 +15,11 @@ from catsdogs.errors import UserError
 from catsdogs.interruption import Interrupted
 
 # What the machine refuses a person, rather than what we did wrong.
-_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC,
-             errno.EDQUOT)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_PATHS = (errno.ENAMETOOLONG, errno.ELOOP)
+# What XLA and TensorFlow say of devices and hosts.
+_NO_MEMORY = ('RESOURCE_EXHAUSTED', 'ResourceExhaustedError')
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -42,7 +45,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 def workdir() -> pathlib.Path:
   """The --workdir, or the one that is named after the --config."""
   if flags.FLAGS.workdir:
-    return pathlib.Path(flags.FLAGS.workdir).expanduser()
+    return pathlib.Path(os.path.expanduser(flags.FLAGS.workdir))
   if flags.FLAGS.config is None:
     raise UserError('give --config=FILE, such as configs/finetune.py, or the '
                     '--workdir of a run')
@@ -53,7 +56,8 @@ def workdir() -> pathlib.Path:
 def cache() -> pathlib.Path:
   """The folder for what is made once and used again."""
   home = pathlib.Path.home() / '.cache' / 'catsdogs'
-  return pathlib.Path(os.environ.get('CATSDOGS_CACHE', home)).expanduser()
+  return pathlib.Path(os.path.expanduser(
+      os.environ.get('CATSDOGS_CACHE', home)))
 
 
 def overrides() -> dict[str, Any]:
@@ -73,19 +77,38 @@ def run(action: Callable[[], None]) -> None:
     signal.signal(signum, lambda signum, _: _leave(128 + signum))
   try:
     action()
-  except UserError as e:
-    _refuse(e)
   except Interrupted as e:
     print(f'{e}: stopped; the same command goes on.', file=sys.stderr)
     _leave(e.exit_status)
   except KeyboardInterrupt:
     _leave(128 + signal.SIGINT)
   except Exception as e:
-    if isinstance(e, OSError) and e.errno in _REFUSALS:
-      _refuse(f'{e.filename or "the disk"}: {e.strerror}; make room or choose '
-              'another --workdir')
+    if problem := refusal(e):
+      _refuse(problem)
     traceback.print_exc()
     _leave(1)
+
+
+def refusal(error: Exception) -> str | None:
+  """The line that tells a person of it; None where the fault is ours."""
+  if isinstance(error, UserError):
+    return str(error)
+  if isinstance(error, OSError) and error.errno in _NO_ROOM:
+    return (f'{error.filename or "the disk"}: {error.strerror}; make room, or '
+            'choose another --workdir')
+  if isinstance(error, OSError) and error.filename:
+    if error.errno in _NO_PERMISSION:
+      return (f'{error.filename}: {error.strerror}; mend its permissions, or '
+              'choose another path')
+    if error.errno in _NO_PATHS:
+      return f'{error.filename}: {error.strerror}; choose another path'
+  if isinstance(error, MemoryError) or any(
+      words in f'{type(error).__name__} {error}' for words in _NO_MEMORY):
+    details = ' '.join(str(error).split())[:200]
+    return (f'no memory left{details and f" ({details})"}; lower '
+            'config.train.batch_size, config.data.image_size or '
+            'config.data.cache_gib, or raise config.optim.accumulate_steps')
+  return None
 
 
 def _refuse(problem: object) -> None:
@@ -101,4 +124,7 @@ def _leave(status: int) -> None:
   """
   sys.stdout.flush()
   sys.stderr.flush()
+  # Where this process has joined others; else this is not imported.
+  if distributed := sys.modules.get('catsdogs.distributed'):
+    distributed.part()
   os._exit(status)

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
-import sys
 from typing import Any, Callable
+import warnings
 
 import ml_collections
 
@@ -17,12 +18,14 @@ from catsdogs.pretrained import hub, known_weights
 BUNDLED_MODEL, BUNDLED_WIDTH = 'resnet18', 0.5
 # Where a workdir keeps its run's.
 CONFIG_FILE = 'config.json'
+# What a number may be; a float32 could be 300 million times as large.
+_LARGEST = 1e30
 
 
 def _number(satisfies: Callable[[float], bool] = lambda v: v >= 0):
-  """Any finite number, which a bool is not, that satisfies a condition."""
+  """A number, which a bool is not, of a size that a float32 has room for."""
   return lambda v: (isinstance(v, (int, float)) and not isinstance(v, bool)
-                    and abs(v) <= sys.float_info.max and satisfies(v))
+                    and abs(v) <= _LARGEST and satisfies(v))
 
 
 def _whole(low: int, high: int = 2**31 - 1):
@@ -31,7 +34,7 @@ def _whole(low: int, high: int = 2**31 - 1):
 
 
 def _text(satisfies: Callable[[str], bool] = lambda v: True):
-  return lambda v: isinstance(v, str) and satisfies(v)
+  return lambda v: isinstance(v, str) and '\0' not in v and satisfies(v)
 
 
 def _one_of(*names: str):
@@ -50,7 +53,8 @@ def _is_source(value: str) -> bool:
 
 def _is_regex(pattern: str) -> bool:
   try:
-    re.compile(pattern)
+    with warnings.catch_warnings(action='ignore'):  # Such as of '[[a]'.
+      re.compile(pattern)
   except (re.error, OverflowError, RecursionError):
     return False
   return True
@@ -69,8 +73,11 @@ def _is_lr_mults(value: Any) -> bool:
 
 
 _COUNT = (_whole(1), 'a whole number from 1 to 2147483647')
-_NOT_NEGATIVE = (_number(), '0 or more')
-_POSITIVE = (_number(lambda v: v > 0), 'above 0')
+_NOT_NEGATIVE = (_number(), 'from 0 to 1e30')
+_POSITIVE = (_number(lambda v: v > 0), 'above 0, up to 1e30')
+# What is next to 0 is 0 in a float32, and has no beta distribution.
+_BETA = (_number(lambda v: v == 0 or 1e-3 <= v <= 1e3),
+         '0, or from 0.001 to 1000')
 _BELOW_ONE = (_number(lambda v: 0 <= v < 1), 'from 0 to below 1')
 _SPLIT = (_text(), 'a TFDS split or empty')
 _SWITCH = (_is_bool, 'True or False')
@@ -108,17 +115,18 @@ _RULES = {
     'optim.warmup_epochs': _NOT_NEGATIVE,
     'optim.weight_decay': _NOT_NEGATIVE,
     'optim.lr_mults': (_is_lr_mults,
-                       "pairs of a regular expression and a factor of 0 or "
-                       "more, such as (('^head/', 10.0),)"),
-    'optim.grad_clip_norm': (_number(), '0 (no clipping) or more'),
-    'optim.accumulate_steps': _COUNT,
+                       "pairs of a regular expression and a factor from 0 to "
+                       "1e30, such as (('^head/', 10.0),)"),
+    'optim.grad_clip_norm': (_number(), '0 (no clipping) to 1e30'),
+    # Each part is compiled by itself.
+    'optim.accumulate_steps': (_whole(1, 256), 'a whole number from 1 to 256'),
     'optim.ema_decay': _BELOW_ONE,
     'augment.crop_scale': (_is_crop_scale,
                            'two shares of the area, such as (0.4, 1.0)'),
     'augment.flip': _SWITCH,
     'augment.color_jitter': _BELOW_ONE,
-    'augment.mixup': _NOT_NEGATIVE,
-    'augment.cutmix': _NOT_NEGATIVE,
+    'augment.mixup': _BETA,
+    'augment.cutmix': _BETA,
     'augment.label_smoothing': _BELOW_ONE,
     'train.batch_size': _COUNT,
     'train.epochs': _POSITIVE,
@@ -127,6 +135,7 @@ _RULES = {
     'train.eval_every_epochs': _POSITIVE,
     'train.checkpoint_every_steps': _COUNT,
     'train.keep': _COUNT,
+    'train.fsdp': _SWITCH,
 }
 
 
@@ -230,7 +239,22 @@ def _unfitting_weights(model: ml_collections.ConfigDict) -> list[str]:
 
 
 def check_devices(config: ml_collections.ConfigDict, devices: int) -> None:
-  """Raises `UserError` where the devices cannot share a batch equally."""
+  """Raises `UserError` where no batch fits the memory or the devices.
+
+  Args:
+    config: resolved.
+    devices: that share a batch equally.
+  """
+  # About four batches are on their way at a time (input_pipeline.py), over at
+  # most as many machines as devices. Told here, since a system that runs out
+  # of memory kills the process without a word.
+  photo_bytes = 3 * config.data.image_size**2
+  memory_bytes = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  if 4 * photo_bytes * config.train.batch_size > memory_bytes * devices:
+    raise UserError(
+        f'config.train.batch_size: {config.train.batch_size} photos of '
+        f'{config.data.image_size} pixels at a time are more than the memory '
+        f'of {memory_bytes / 2**30:.0f} GiB holds; lower it')
   part = config.train.batch_size // config.optim.accumulate_steps
   if part % devices:
     raise UserError(
@@ -256,8 +280,9 @@ def load(file: pathlib.Path) -> ml_collections.ConfigDict:
     check(config)
   except (OSError, ValueError, AttributeError, RecursionError,
           UserError) as e:
-    raise UserError(f'{file} cannot be read as a config ({e}); begin the run '
-                    'anew with --restart') from e
+    raise UserError(f'{file} cannot be read as a config ({e}); use the version '
+                    'of catsdogs that wrote it, or begin anew with '
+                    '--restart') from e
   return config
 
 

@@ -20,6 +20,7 @@ class Interruption:
 
   def __init__(self):
     self._signum: int | None = None
+    self._told = False
     self._before: dict[int, object] = {}
 
   def __enter__(self) -> 'Interruption':
@@ -30,8 +31,10 @@ class Interruption:
   def __exit__(self, kind, *_) -> None:
     for signum, handler in self._before.items():
       signal.signal(signum, handler)
-    if kind is not None and not issubclass(kind, Interrupted):
-      self.check()  # A signal to all processes may have broken one of ours.
+    # A signal to all processes may have broken one of ours. But what fails
+    # after the signal was told, such as the last save, is to be told too.
+    if kind is not None and not self._told:
+      self.check()
 
   def _remember(self, signum: int, frame) -> None:
     del frame
@@ -42,4 +45,5 @@ class Interruption:
   def check(self) -> None:
     """Raises `Interrupted` if a signal came."""
     if self._signum is not None:
+      self._told = True
       raise Interrupted(self._signum)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
+from catsdogs import path_pattern
 from catsdogs.errors import UserError
 
 # With Nesterov's variant, as in torchvision's and big_vision's recipes.
@@ -53,10 +54,11 @@ def split_params(params: Any, freeze: str) -> tuple[Any, Any]:
     Two trees, without the other's branches.
 
   Raises:
-    UserError: the regex matches nothing, or everything.
+    UserError: the regex matches nothing, or everything, or takes too long.
   """
   flat = traverse_util.flatten_dict(params, sep='/')
-  frozen = {path for path in flat if freeze and re.search(freeze, path)}
+  with path_pattern.within_bounds('config.model.freeze'):
+    frozen = {path for path in flat if freeze and re.search(freeze, path)}
   if freeze and not frozen:
     raise UserError(f'config.model.freeze: {freeze!r} matches no parameter; '
                     f'their paths are like {", ".join(sorted(flat)[:3])}')
@@ -88,7 +90,7 @@ def create_optimizer(config: ml_collections.ConfigDict, params: Any,
     learning_rate_fn: gives the rate of each step.
 
   Raises:
-    UserError: a pattern of `lr_mults` matches no parameter.
+    UserError: a pattern of `lr_mults` matches no parameter, or takes too long.
   """
   kernels = traverse_util.path_aware_map(
       lambda path, _: path[-1] == 'kernel', params)
@@ -117,7 +119,8 @@ def lr_multipliers(params: Any, lr_mults: tuple[tuple[str, float], ...]
         return factor
     return 1.0
 
-  multipliers = traverse_util.path_aware_map(multiplier, params)
+  with path_pattern.within_bounds('config.optim.lr_mults'):
+    multipliers = traverse_util.path_aware_map(multiplier, params)
   idle = [pattern for pattern, _ in lr_mults if pattern not in used]
   if idle:
     raise UserError(f'config.optim.lr_mults: {idle[0]!r} is the first match '

@@ -9,6 +9,11 @@ from typing import Any
 import jax
 import ml_collections
 
+from catsdogs.errors import UserError
+
+# Steps are counted in an int32, with which the schedule computes.
+_MOST_STEPS = 2**30
+
 
 @dataclasses.dataclass
 class Totals:
@@ -55,19 +60,38 @@ class Timetable:
   steps_per_epoch: Fraction
   total_steps: int
   total_epochs: float
-  eval_steps: frozenset[int]
+  eval_every_steps: Fraction
+  evaluate_before: bool
 
   @classmethod
   def of(cls, config: ml_collections.ConfigDict, count: int) -> 'Timetable':
-    """The timetable of the config's `train` part for so many photos."""
+    """The timetable of the config's `train` part for so many photos.
+
+    Raises:
+      UserError: it has more steps than can be counted.
+    """
     per_epoch = max(Fraction(1), Fraction(count, config.batch_size))
     total = max(1, math.ceil(_exact(config.epochs) * per_epoch))
-    every = max(1, _exact(config.eval_every_epochs) * per_epoch)
-    steps = {math.ceil(k * every)
-             for k in range(1, math.ceil(total / every))}
-    before = {0} if config.evaluate_before else set()
-    return cls(per_epoch, total, config.epochs,
-               frozenset(steps | before | {total}))
+    if total > _MOST_STEPS:
+      raise UserError(
+          f'config.train.epochs: {config.epochs:g} epochs of {count} photos '
+          f'are {float(total):g} steps, more than {_MOST_STEPS}; lower it, or '
+          'raise config.train.batch_size')
+    every = max(Fraction(1), _exact(config.eval_every_epochs) * per_epoch)
+    return cls(per_epoch, total, config.epochs, every, config.evaluate_before)
+
+  def evaluates_at(self, step: int) -> bool:
+    """Whether there is an evaluation after so many steps."""
+    if step in (0, self.total_steps):
+      return step > 0 or self.evaluate_before
+    times = step // self.eval_every_steps
+    return times > 0 and math.ceil(times * self.eval_every_steps) == step
+
+  def most_saves(self, checkpoint_every_steps: int) -> int:
+    """How many checkpoints there are at most; an interruption adds one."""
+    return (self.total_steps // checkpoint_every_steps
+            + math.ceil(self.total_epochs)
+            + math.ceil(self.total_steps / self.eval_every_steps) + 2)
 
   def epochs(self, step: int) -> float:
     """How many passes over the photos so many steps are."""

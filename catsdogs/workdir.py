@@ -1,26 +1,43 @@
 """The folder of a run: begun, continued, or read from."""
 
+import os
 import pathlib
 import shutil
 import tempfile
 from typing import Any
 
+import jax
 import ml_collections
 
-from catsdogs import auto, config as config_lib
+from catsdogs import auto, config as config_lib, console, distributed
 from catsdogs.errors import UserError
 
-# What a run leaves behind, and what `--restart` removes.
-_OUTPUTS = ('checkpoints', 'damaged_checkpoints', 'metrics.csv', 'results.json',
-            'predictions', 'predictions.csv', 'predictions.png',
-            'skipped_files.csv', 'evaluation.json', 'report.html',
-            'events.out.tfevents.*', '*.partial',
-            # The last, so that a kill leaves no other's remains.
-            config_lib.CONFIG_FILE)
+# What a run leaves behind, and what `--restart` removes; not its lock, which
+# the run that begins anew holds.
+_OUTPUTS = (
+    'results.json',  # The first, or what a kill leaves would pass for done.
+    'checkpoints', 'damaged_checkpoints', 'metrics.csv', 'predictions',
+    'predictions.csv', 'predictions.png', 'skipped_files.csv',
+    'diverged_batch.csv', 'evaluation.json', 'report.html',
+    'events.out.tfevents.*', '*.partial')
 # What may be set anew when a finished run is evaluated or predicted with.
 _CHANGEABLE = ('data.source', 'data.cache_gib', 'data.train_split',
                'data.val_split', 'data.label_key', 'model.dtype',
                'train.batch_size')
+
+
+def given_config(workdir: pathlib.Path,
+                 config: ml_collections.ConfigDict | None
+                 ) -> ml_collections.ConfigDict:
+  """The checked config of the command line; None takes the workdir's.
+
+  Raises:
+    UserError: it is wrong, or there is none.
+  """
+  if config is None:
+    return started_config(workdir)
+  config_lib.check(config)
+  return config
 
 
 def begin_or_continue(workdir: pathlib.Path,
@@ -44,9 +61,8 @@ def begin_or_continue(workdir: pathlib.Path,
   Raises:
     UserError: the run was started with another config, or cannot begin.
   """
-  if config is None:
-    config = started_config(workdir)
-  config_lib.check(config)
+  from_workdir = config is None
+  config = given_config(workdir, config)
   file = workdir / config_lib.CONFIG_FILE
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -63,6 +79,10 @@ def begin_or_continue(workdir: pathlib.Path,
     resolved = auto.resolve(config, platform, cache, processes)
     if restart:  # Only now, so that what is refused leaves the old run be.
       _clear(workdir)
+      # The last, so that a kill leaves no other's remains; and not the only
+      # place where the config is written down.
+      if not from_workdir:
+        file.unlink(missing_ok=True)
     return resolved
   started = config_lib.load(file)
   different = config_lib.differences(config, started)
@@ -74,8 +94,28 @@ def begin_or_continue(workdir: pathlib.Path,
   return started, None
 
 
+def begin(workdir: pathlib.Path, config: ml_collections.ConfigDict | None,
+          cache: pathlib.Path, restart: bool = False
+          ) -> ml_collections.ConfigDict:
+  """As `begin_or_continue`, on the devices there are; says what is to be read.
+
+  Args:
+    workdir: made where it does not exist.
+    config: as given on the command line; None takes the workdir's.
+    cache: the folder for what is made once and used again.
+    restart: removes what a run left there.
+  """
+  with distributed.process_0_first():  # It alone removes what was there.
+    config, notice = begin_or_continue(
+        workdir, config, restart and jax.process_index() == 0,
+        jax.default_backend(), cache, jax.process_count())
+  if notice:
+    console.box(notice)
+  return config
+
+
 def _is_same(weights: str, workdir: pathlib.Path) -> bool:
-  path = pathlib.Path(weights).expanduser()
+  path = pathlib.Path(os.path.expanduser(weights))
   return path.is_dir() and path.samefile(workdir)
 
 

@@ -58,12 +58,13 @@ BAD = {
     'train.eval_every_epochs': 0.0,
     'train.checkpoint_every_steps': 0,
     'train.keep': 0,
+    'train.fsdp': 'no',
 }
 
 WORDS = ('data.source', 'data.label_key', 'data.train_split', 'data.val_split',
          'model.name', 'model.weights', 'model.freeze', 'model.batch_norm',
          'model.dtype', 'optim.name', 'optim.schedule')
-SWITCHES = ('augment.flip', 'train.evaluate_before')
+SWITCHES = ('augment.flip', 'train.evaluate_before', 'train.fsdp')
 PAIRS = ('optim.lr_mults', 'augment.crop_scale')
 NUMBERS = tuple(f for f in FIELDS if f not in WORDS + SWITCHES + PAIRS)
 COUNTS = ('seed', 'data.image_size', 'optim.accumulate_steps',
@@ -292,12 +293,19 @@ def test_a_tag_that_the_model_lacks_is_refused_with_those_it_has():
 
 def test_the_devices_must_share_each_part_of_a_batch_equally():
   config = changed(finetune.get_config(), train__batch_size=32,
-                   optim__accumulate_steps=2)
+                   optim__accumulate_steps=2, data__image_size=224)
   for devices in (1, 2, 16):
     config_lib.check_devices(config, devices)
   for devices in (3, 32):
     with pytest.raises(UserError, match=r'config\.train\.batch_size'):
       config_lib.check_devices(config, devices)
+
+
+def test_a_batch_that_no_memory_holds_is_refused_before_it_is_tried():
+  config = changed(finetune.get_config(), train__batch_size=2**31 - 1,
+                   data__image_size=32)
+  with pytest.raises(UserError, match='config.train.batch_size: .* GiB'):
+    config_lib.check_devices(config, 1)
 
 
 @pytest.mark.parametrize('values', [

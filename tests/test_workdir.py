@@ -121,6 +121,31 @@ def test_restart_removes_the_run_s_outputs_and_nothing_else(run):
   assert not (run / 'checkpoints').exists()
 
 
+def test_restart_removes_first_what_says_that_the_run_is_finished(
+    run, monkeypatch):
+  for name in ('results.json', 'metrics.csv'):
+    (run / name).write_text('{}')
+  (run / 'checkpoints').mkdir()
+
+  def kill(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(workdir_lib.shutil, 'rmtree', kill)
+  with pytest.raises(KeyboardInterrupt):
+    begin(run, restart=True)
+  assert (run / 'checkpoints').exists()
+  assert not (run / 'results.json').exists()
+
+
+def test_restart_keeps_the_only_config_there_is(run):
+  before = config_lib.load(run / 'config.json')
+  (run / 'metrics.csv').write_text('')
+  for _ in range(2):  # A second process finds it as well.
+    config, _ = workdir_lib.begin_or_continue(run, None, True, 'cpu', run)
+    assert config == before
+  assert not (run / 'metrics.csv').exists()
+
+
 def test_restart_does_not_follow_a_link_out_of_the_workdir(run, tmp_path):
   elsewhere = tmp_path / 'disk'
   (elsewhere / '10').mkdir(parents=True)

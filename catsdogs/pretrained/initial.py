@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from typing import Any, Callable, Mapping
 
@@ -95,7 +96,7 @@ def open_pretrained(config: ml_collections.ConfigDict, cache: pathlib.Path,
     return _of_known_file(_fetch(known, cache, check), size, known)
   if weights.startswith(hub.PREFIX):
     return _of_hub(weights.removeprefix(hub.PREFIX), config, cache, check)
-  path = pathlib.Path(weights).expanduser()
+  path = pathlib.Path(os.path.expanduser(weights))
   if path.is_dir():
     return _of_run(path, config.model.name, size)
   if path.is_file():
