@@ -19,10 +19,10 @@ import pathlib
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from catsdogs import command_line, interruption
+from catsdogs import command_line, orbax_noise
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'The config; --config.FIELD=VALUE overrides a field.')
@@ -38,13 +38,16 @@ _RESTART = flags.DEFINE_bool(
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', 'best', 'best, last, STEP, or pretrained: the weights that '
     'the run started from.')
+_DISTRIBUTED = flags.DEFINE_bool(
+    'distributed', None, 'Whether this is one of several processes; unset: if '
+    'a cluster or JAX_COORDINATOR_ADDRESS says so.')
 _IMAGES = flags.DEFINE_string(
     'images', None, 'What to predict: files, folders and globs, separated by '
     'commas. Or a folder of class folders to evaluate on.')
 
 
 def main(_) -> None:
-  logging.set_verbosity(logging.ERROR)  # Orbax tells every file it touches.
+  orbax_noise.silence()
   command_line.run(_run)
 
 
@@ -52,8 +55,14 @@ def _run() -> None:
   workdir = command_line.workdir()
   cache = command_line.cache()
   # Imported where they are used, since some of them take seconds.
+  if _MODE.value in ('train', 'evaluate'):
+    from catsdogs import distributed
+    distributed.initialize(_DISTRIBUTED.value)
   if _MODE.value == 'train':
-    _train(workdir, cache)
+    from catsdogs.workdir import given_config
+    given_config(workdir, _CONFIG.value)  # Refused before a folder is made.
+    from catsdogs.train import train
+    train(_CONFIG.value, workdir, cache, _RESTART.value, _STARTED)
   elif _MODE.value == 'evaluate':
     from catsdogs.evaluate import evaluate_checkpoint
     evaluate_checkpoint(_config_of_run(workdir, cache), workdir, cache,
@@ -68,36 +77,11 @@ def _run() -> None:
                             _CHECKPOINT.value, _IMAGES.value)
 
 
-def _train(workdir: pathlib.Path, cache: pathlib.Path) -> None:
-  from catsdogs import results
-  from catsdogs.progress import Clock
-  from catsdogs.train import train_and_evaluate
-  config = _begin(workdir, cache)
-  finished = results.read_finished(workdir)
-  if finished is None:
-    with interruption.Interruption() as signals:
-      finished = train_and_evaluate(config, workdir, cache, Clock(_STARTED),
-                                    signals.check)
-  results.tell(finished, workdir)
-
-
-def _begin(workdir: pathlib.Path, cache: pathlib.Path):
-  import jax
-  from catsdogs import console
-  from catsdogs.workdir import begin_or_continue
-  config, notice = begin_or_continue(workdir, _CONFIG.value, _RESTART.value,
-                                     jax.default_backend(), cache,
-                                     jax.process_count())
-  if notice:
-    console.box(notice)
-  return config
-
-
 def _config_of_run(workdir: pathlib.Path, cache: pathlib.Path):
-  from catsdogs.workdir import holds_run, started_config
+  from catsdogs.workdir import begin, holds_run, started_config
   if _CHECKPOINT.value == 'pretrained' and _CONFIG.value is not None and (
       not holds_run(workdir)):  # Weights ask for no run.
-    return _begin(workdir, cache)
+    return begin(workdir, _CONFIG.value, cache)
   return started_config(workdir, command_line.overrides())
 
 

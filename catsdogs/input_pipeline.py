@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
 from typing import Any, Callable, Iterator
 
@@ -18,6 +19,7 @@ from jaxtyping import Float, Int, UInt8
 import ml_collections
 import numpy as np
 
+from catsdogs import distributed
 from catsdogs.datasets import Source, Split, stable_hash
 from catsdogs.datasets.folder import open_folder
 from catsdogs.errors import UserError
@@ -29,6 +31,7 @@ MAX_SKIPPED_SHARE = 0.1
 Batch = dict[str, Any]
 
 
+@distributed.process_0_first()  # It draws, or downloads, for all.
 def open_source(config: ml_collections.ConfigDict,
                 cache: pathlib.Path) -> Source:
   """Opens what `data.source` names; nothing is decoded yet.
@@ -39,7 +42,8 @@ def open_source(config: ml_collections.ConfigDict,
   """
   kind, _, where = config.source.partition(':')
   if kind == 'folder':
-    return open_folder(pathlib.Path(where).expanduser(), config.val_fraction)
+    return open_folder(pathlib.Path(os.path.expanduser(where)),
+                       config.val_fraction)
   if kind == 'tfds':
     from catsdogs.datasets.from_tfds import open_tfds
     return open_tfds(where, config.label_key, config.train_split,
@@ -79,6 +83,7 @@ class Photos:
     decoded: the first of them, as many as the memory allowed.
     skipped: (file, reason) of those that were left out; grows where a file
       that was good when the run started is not when it is read again.
+    digests: of the files, which must not change while they are trained on.
     fingerprint: a hash of ids, labels and files.
   """
 
@@ -86,6 +91,7 @@ class Photos:
   decoding: Decoding
   decoded: UInt8[np.ndarray, 'n size size 3']
   skipped: list[tuple[str, str]]
+  digests: list[bytes]
   fingerprint: str
 
   def __len__(self) -> int:
@@ -103,9 +109,14 @@ class Photos:
     return {'image': images, 'label': labels.astype(np.int32), 'mask': mask}
 
   def _decode(self, index: int) -> tuple[UInt8[np.ndarray, 's s 3'], bool]:
-    """A photo anew; black, and False, if its file is damaged by now."""
-    image, reason = decode_or_reason(lambda: self.split.read(index),
-                                     self.decoding)
+    """A photo anew; black, and False, if its file is another by now."""
+    def read_the_same():
+      encoded = self.split.read(index)
+      if _digest(encoded) != self.digests[index]:
+        raise OSError('the file has changed')
+      return encoded
+
+    image, reason = decode_or_reason(read_the_same, self.decoding)
     if reason:
       note = (self.split.ids[index], f'{reason} (it was good at the start)')
       if note not in self.skipped:
@@ -155,12 +166,12 @@ def read_photos(split: Split, decoding: Decoding, cache_bytes: float,
   tf = import_tensorflow()
 
   def read(index):
-    digest = ''
+    digest = b''
 
     def read_and_hash():
       nonlocal digest
       encoded = split.read(int(index))
-      digest = hashlib.blake2b(encoded, digest_size=16).hexdigest()
+      digest = _digest(encoded)
       return encoded
 
     image, reason = decode_or_reason(read_and_hash, decoding)
@@ -172,7 +183,8 @@ def read_photos(split: Split, decoding: Decoding, cache_bytes: float,
   size = decoding.size_px
   room = min(len(split), int(cache_bytes // (size * size * 3)))
   decoded = np.empty((room, size, size, 3), np.uint8)
-  good, skipped, digests = [], [], hashlib.blake2b(digest_size=16)
+  good, skipped, digests = [], [], []
+  fingerprint = hashlib.blake2b(digest_size=16)
   for i, (image, digest, reason) in enumerate(photos.as_numpy_iterator()):
     check()
     if reason:
@@ -180,10 +192,17 @@ def read_photos(split: Split, decoding: Decoding, cache_bytes: float,
       continue
     if len(good) < room:
       decoded[len(good)] = image
-    digests.update(f'{split.ids[i]!a} {split.labels[i]} '.encode() + digest)
+    fingerprint.update(f'{split.ids[i]!a} {split.labels[i]} '.encode() + digest)
     good.append(i)
+    digests.append(digest)
   return Photos(split.select(good), decoding, decoded[:len(good)], skipped,
-                digests.hexdigest())
+                digests, fingerprint.hexdigest())
+
+
+def _digest(encoded: bytes) -> bytes:
+  # In letters: tf.data takes a string for one that ends at the first zero.
+  digest = hashlib.blake2b(encoded, digest_size=16)
+  return digest.hexdigest().encode('ascii')
 
 
 @dataclasses.dataclass
@@ -205,6 +224,13 @@ class Data:
   @property
   def skipped(self) -> list[tuple[str, str]]:
     return self.train.skipped + self.val.skipped
+
+  def gather_skipped(self) -> None:
+    """Adds what other processes of the run left out since it started."""
+    for photos in (self.train, self.val):
+      for note in distributed.gather(photos.skipped):
+        if note not in photos.skipped:
+          photos.skipped.append(note)
 
 
 def prepare_data(config: ml_collections.ConfigDict, decoding: Decoding,
@@ -294,7 +320,8 @@ def create_train_iter(photos: Photos | Features, seed: int, batch_size: int,
   """
   indices = functools.partial(train_indices, seed, len(photos),
                               batch_size=batch_size)
-  batches = _batches(photos, indices, start_step, stop_step, batch_size)
+  rows = distributed.rows_of_process(sharding, batch_size)
+  batches = _batches(photos, indices, start_step, stop_step, rows)
   return _to_devices(batches, sharding)
 
 
@@ -306,19 +333,18 @@ def create_eval_iter(photos: Photos | Features, batch_size: int,
   """
   indices = functools.partial(eval_indices, len(photos), batch_size=batch_size)
   steps = -(-len(photos) // batch_size)
-  return _to_devices(_batches(photos, indices, 0, steps, batch_size), sharding)
+  rows = distributed.rows_of_process(sharding, batch_size)
+  return _to_devices(_batches(photos, indices, 0, steps, rows), sharding)
 
 
 def _batches(photos: Photos | Features, indices, start_step: int,
-             stop_step: int, batch_size: int
+             stop_step: int, rows: Int[np.ndarray, 'rows']
              ) -> Iterator[dict[str, np.ndarray]]:
-  """This process's part of each batch, made ahead of time by tf.data."""
+  """These rows of each batch, made ahead of time by tf.data."""
   tf = import_tensorflow()
-  part = batch_size // jax.process_count()
-  mine = slice(jax.process_index() * part, (jax.process_index() + 1) * part)
 
   def batch(step):
-    return photos.batch(indices(step=int(step))[mine])
+    return photos.batch(indices(step=int(step))[rows])
 
   # Of a batch without photos, the types that tf.data wants to know.
   types = {key: value.dtype

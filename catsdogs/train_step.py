@@ -14,7 +14,7 @@ from catsdogs import augment, convolution, losses
 from catsdogs.input_pipeline import Batch
 from catsdogs.optimizer import merge_params, split_params
 from catsdogs.preprocessing import Preprocessing, normalize
-from catsdogs.train_state import TrainState
+from catsdogs.train_state import TrainState, state_sharding
 
 Metrics = dict[str, Array]
 
@@ -22,7 +22,8 @@ Metrics = dict[str, Array]
 def create_train_step(config: ml_collections.ConfigDict, model: nn.Module,
                       preprocessing: Preprocessing | None,
                       optimizer: optax.GradientTransformation,
-                      learning_rate_fn: optax.Schedule, mesh: Mesh
+                      learning_rate_fn: optax.Schedule, mesh: Mesh,
+                      sharding: TrainState | None = None
                       ) -> Callable[[TrainState, Batch],
                                     tuple[TrainState, Metrics]]:
   """Returns the compiled step from one state to the next, which it consumes.
@@ -39,7 +40,10 @@ def create_train_step(config: ml_collections.ConfigDict, model: nn.Module,
     optimizer: of the parameters that learn.
     learning_rate_fn: gives the rate of each step.
     mesh: the devices.
+    sharding: of `state_sharding`; None where all devices hold all of a state.
   """
+  replicated, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
+  sharding = replicated if sharding is None else sharding
   parts = config.optim.accumulate_steps
 
   def prepare(state, batch):
@@ -69,6 +73,9 @@ def create_train_step(config: ml_collections.ConfigDict, model: nn.Module,
   def train_step(state: TrainState, batch: Batch
                  ) -> tuple[TrainState, Metrics]:
     trainable, frozen = split_params(state.params, config.model.freeze)
+    applied = trainable, frozen
+    if config.train.fsdp:  # Put together for the model, and only for that.
+      applied = jax.lax.with_sharding_constraint(applied, replicated)
     images, targets = prepare(state, batch)
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
@@ -81,11 +88,14 @@ def create_train_step(config: ml_collections.ConfigDict, model: nn.Module,
       # Every part takes its share from every device.
       part = jax.tree.map(lambda x: x[i::parts], (images, targets, batch))
       (part_loss, (part_correct, batch_stats)), part_grads = grad_fn(
-          trainable, frozen, batch_stats, *part)
+          *applied, batch_stats, *part)
       loss, correct = loss + part_loss, correct + part_correct
       grads = jax.tree.map(jnp.add, grads, part_grads)
     count = batch['mask'].sum()
     grads = jax.tree.map(lambda g: g / jnp.maximum(count, 1), grads)
+    if config.train.fsdp:  # Each device updates what it holds.
+      grads = jax.lax.with_sharding_constraint(
+          grads, state_sharding(grads, mesh, fsdp=True))
 
     updates, opt_state = optimizer.update(grads, state.opt_state, trainable)
     trainable = optax.apply_updates(trainable, updates)
@@ -99,9 +109,9 @@ def create_train_step(config: ml_collections.ConfigDict, model: nn.Module,
         'grad_norm': optax.tree.norm(grads),
         'learning_rate': learning_rate_fn(state.step)}
 
-  replicated, divided = NamedSharding(mesh, P()), NamedSharding(mesh, P('data'))
   return jax.jit(train_step, donate_argnums=0,
-                 in_shardings=(replicated, divided), out_shardings=replicated,
+                 in_shardings=(sharding, divided),
+                 out_shardings=(sharding, replicated),
                  compiler_options=convolution.compiler_options())
 
 

@@ -118,5 +118,8 @@ def get_config(arg: str | None = None) -> ml_collections.ConfigDict:
   train.checkpoint_every_steps = 200
   # The latest checkpoints that are kept, beside the best one.
   train.keep = 2
+  # Spreads parameters and optimizer state over the devices, where they are too
+  # large for one; the steps are the same, and slower.
+  train.fsdp = False
 
   return config.lock()

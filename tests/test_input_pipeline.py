@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import io
+import os
 import pathlib
 import shutil
 
@@ -270,17 +271,22 @@ def test_evaluation_sees_every_photo_exactly_once(batch_size):
   assert seen == list(range(11))
 
 
-@pytest.mark.parametrize('damage', ['vanishes', 'is emptied'])
+@pytest.mark.parametrize('damage', ['vanishes', 'is emptied', 'links to itself',
+                                    'is another photo', 'is a pipe'])
 def test_a_file_that_goes_bad_later_is_masked_and_named(photo_folder, damage):
   root = photo_folder({'train/cat': 4, 'train/dog': 4, 'val/cat': 1,
                        'val/dog': 1})
   photos = prepared(root, cache_gib=0.0).train
   whole = train_batches(photos, batch_size=8, stop=2)
   lost = photos.split.ids[5]
-  if damage == 'vanishes':
-    (root / lost).unlink()
-  else:
-    (root / lost).write_bytes(b'')
+  content = {'is emptied': b'', 'is another photo': png(7)}.get(damage)
+  (root / lost).unlink()
+  if content is not None:
+    (root / lost).write_bytes(content)
+  elif damage == 'is a pipe':
+    os.mkfifo(root / lost)
+  elif damage == 'links to itself':
+    (root / lost).symlink_to(lost)
   batches = train_batches(photos, batch_size=8, stop=2)
   assert [file for file, _ in photos.skipped] == [lost]
   for step, (before, after) in enumerate(zip(whole, batches, strict=True)):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from catsdogs import auto, linear_probe, train
+from catsdogs import auto, linear_probe, loop, train
 from catsdogs.checkpoint import restore_variables, saved_steps
 from catsdogs.evaluate import create_eval_step, create_mesh, evaluate
 from catsdogs.input_pipeline import (create_train_iter, prepare_data,
@@ -26,6 +26,9 @@ from catsdogs.progress import Clock
 from configs import linear_probe as probe_config
 from runs import TINY, launch, make_folder
 from weight_files import write_own
+
+# Its runs are made once, in one process.
+pytestmark = pytest.mark.xdist_group('test_linear_probe')
 
 PROBE = '--config=configs/linear_probe.py'
 SHORT = ('--config.train.epochs=6', '--config.train.eval_every_epochs=2')
@@ -56,7 +59,7 @@ def run(tmp_path_factory, photos, cache):
 def tiny_config(photos, **fields):
   config = probe_config.get_config()
   config.update_from_flattened_dict({
-      'model.name': 'resnet18', 'model.width': 0.125, 'model.weights': 'none',
+      'model.name': 'resnet10t', 'model.width': 0.125, 'model.weights': 'none',
       'data.image_size': 32, 'train.batch_size': 8,
       'data.source': f'folder:{photos}', 'train.epochs': 4.0,
       'train.eval_every_epochs': 1.5, **fields})
@@ -260,7 +263,7 @@ def test_the_workdir_serves_as_any_other(run, photos, cache, tmp_path):
 def test_before_is_the_zero_shot_answer_of_the_whole_network(
     photos, cache, tmp_path):
   weights = tmp_path / 'own.safetensors'
-  write_own(weights)
+  write_own(weights, model='resnet10t')
   config = tiny_config(photos, **{'model.weights': str(weights)})
   before = run_here(config, tmp_path / 'run', cache)['before']
   assert before['model'].endswith('zero-shot')
@@ -287,6 +290,7 @@ def same_end(one: pathlib.Path, other: pathlib.Path) -> None:
       assert first[name] == second[name], name
 
 
+@pytest.mark.slow
 def test_a_run_that_is_often_interrupted_ends_as_one_left_alone(
     photos, cache, tmp_path, monkeypatch):
   config = tiny_config(photos, **{'optim.ema_decay': 0.9,
@@ -328,7 +332,7 @@ def test_a_run_goes_on_with_the_backbone_of_its_checkpoint(
   config = tiny_config(photos, **{'train.checkpoint_every_steps': 2})
   alone, stopped = tmp_path / 'alone', tmp_path / 'stopped'
   run_here(config, alone, cache)
-  save = train.Loop.save
+  save = loop.Loop.save
 
   def save_and_stop(self):
     save(self)
@@ -336,7 +340,7 @@ def test_a_run_goes_on_with_the_backbone_of_its_checkpoint(
       raise Interrupted(signal.SIGTERM)
 
   with monkeypatch.context() as patch:
-    patch.setattr(train.Loop, 'save', save_and_stop)
+    patch.setattr(loop.Loop, 'save', save_and_stop)
     with pytest.raises(Interrupted):
       run_here(config, stopped, cache)
   initial = train.initial_variables

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from catsdogs.train_state import create_train_state
+from catsdogs.train_state import all_finite, create_train_state
 
 VARIABLES = {
     'params': {'stem': {'kernel': jnp.ones((2, 2))},
@@ -51,3 +51,15 @@ def test_the_state_is_a_pytree_whose_buffers_may_be_given_away():
   state = create(ema=True)
   assert (state.ema_params['head']['kernel'].unsafe_buffer_pointer()
           != state.params['head']['kernel'].unsafe_buffer_pointer())
+
+
+def test_one_number_that_is_not_finite_is_found_wherever_it_is():
+  assert all_finite(create(ema=True))
+  for bad in (jnp.inf, -jnp.inf, jnp.nan):
+    state = create(ema=True)
+    leaves, tree = jax.tree.flatten(state)
+    for i, leaf in enumerate(leaves):
+      if jnp.issubdtype(leaf.dtype, jnp.inexact):
+        broken = [*leaves]
+        broken[i] = leaf.at[(0,) * leaf.ndim].set(bad)
+        assert not all_finite(jax.tree.unflatten(tree, broken))
