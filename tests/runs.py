@@ -1,5 +1,6 @@
 """Real runs of launch.py, for the tests: tiny photos, a tiny network."""
 
+import csv
 import os
 import pathlib
 import subprocess
@@ -16,6 +17,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 TINY = ('--config.model.name=resnet10t', '--config.model.width=0.125',
         '--config.model.weights=none', '--config.data.image_size=32',
         '--config.train.batch_size=8', '--config.train.log_every_steps=3')
+# A run of some seconds: evaluations and checkpoints within the epochs.
+LONG = ('--config=configs/finetune.py', *TINY,
+        '--config.train.epochs=10.5', '--config.train.eval_every_epochs=2.5',
+        '--config.train.checkpoint_every_steps=5',
+        '--config.optim.ema_decay=0.9', '--config.augment.mixup=0.2')
 
 
 def make_folder(root: pathlib.Path, per_class: int = 10,
@@ -73,3 +79,19 @@ def wait_for_checkpoint(process: subprocess.Popen, workdir: pathlib.Path,
     assert process.poll() is None, process.communicate()
     time.sleep(0.02)
   raise AssertionError(f'no checkpoint of step {step}')
+
+
+def rows(file: pathlib.Path) -> list[dict[str, str]]:
+  """The rows of a CSV file, by the names of its columns."""
+  with file.open(newline='') as f:
+    return list(csv.DictReader(f))
+
+
+def refused(done, *words: str) -> None:
+  """Asserts one clear line on stderr, no traceback, and exit status 2."""
+  message = done.stderr.strip().splitlines()
+  assert done.returncode == 2, done
+  assert 'Traceback' not in done.stderr
+  assert len(message) == 1, done.stderr
+  for word in words:
+    assert word in message[0]

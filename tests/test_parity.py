@@ -23,12 +23,14 @@ from catsdogs.pretrained.read import read_tensors
 SEED = 0
 # Largest difference allowed, as a share of the largest value.
 TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-3
+# In its fourth stage, torch's own float32 is 1.2e-4 off its float64.
+LARGER_TOLERANCE = {'bit_r152x2': 2e-4}
 LABELS = np.array([1, 7])
 # Of the pictures that are looked at, and of those that gradients go back to.
 SIZES_PX, GRADIENT_SIZE_PX = (64, 75), 40
 # One of each kind; the others are of the same parts.
-IN_DEFAULT_RUN = ('resnet18', 'resnet10t', 'resnet18d', 'resnet50_gn',
-                  'resnet50v1', 'resnet50v2', 'bit_r50x1')
+IN_DEFAULT_RUN = ('resnet18', 'resnet10t', 'resnet18d', 'resnet50v1',
+                  'resnet50v2')
 # Theirs and ours take more memory together than most machines have; there are
 # smaller ones of the same parts.
 TOO_LARGE = ('resnext101_32x48d', 'bit_r152x4')
@@ -67,7 +69,8 @@ def test_outputs_and_gradients_are_as_the_original_has_them(
     differences = compare(outputs(model, variables, pictures),
                           original.features(pictures))
     print(source, name, size_px, differences)  # Seen with `pytest -rP`.
-    assert max(differences.values()) < TOLERANCE, differences
+    assert max(differences.values()) < LARGER_TOLERANCE.get(
+        name, TOLERANCE), differences
 
   if sum(x.size for x in jax.tree.leaves(variables)) > MAX_PARAMETERS:
     return

@@ -9,6 +9,9 @@ import pytest
 from runs import TINY, launch, make_folder
 from weight_files import IMAGENET_IDS, write_own
 
+# Its runs are made once, in one process.
+pytestmark = pytest.mark.xdist_group('test_restore')
+
 
 @pytest.fixture(scope='module')
 def cache(tmp_path_factory) -> pathlib.Path:
@@ -18,7 +21,7 @@ def cache(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory) -> str:
   file = tmp_path_factory.mktemp('weights') / 'own.safetensors'
-  write_own(file)
+  write_own(file, model='resnet10t')
   return f'--config.model.weights={file}'
 
 

@@ -25,6 +25,13 @@ from catsdogs.train_step import create_train_step
 from configs import finetune
 
 BATCH = 8
+ONEDNN_IS_AVAILABLE = onednn.is_available
+
+
+@pytest.fixture(autouse=True)
+def without_onednn(monkeypatch):
+  """Then the tests share what they compile (conftest.py)."""
+  monkeypatch.setattr(onednn, 'is_available', lambda: False)
 
 
 def tiny_config(**fields):
@@ -80,6 +87,7 @@ def flat(tree):
 
 
 def test_a_step_is_sgd_on_the_mean_cross_entropy(monkeypatch):
+  monkeypatch.setattr(onednn, 'is_available', ONEDNN_IS_AVAILABLE)
   # Without augmentation the step sees what evaluation sees.
   from catsdogs import augment
   from catsdogs.preprocessing import center_crop
@@ -148,9 +156,8 @@ def test_frozen_parameters_stay_and_have_no_state():
   assert sum(m.size for m in moments) == learning
 
 
-def test_frozen_parameters_cost_no_gradient(monkeypatch):
+def test_frozen_parameters_cost_no_gradient():
   # What oneDNN computes, XLA does not count.
-  monkeypatch.setattr(onednn, 'is_available', lambda: False)
   flops = {}
   for name, fields in (('whole', {}), ('frozen', FREEZE)):
     _, state, step = build(tiny_config(**fields))

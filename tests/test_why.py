@@ -14,6 +14,9 @@ import pytest
 from catsdogs.evaluate import confidence_interval
 from runs import ROOT, make_folder
 
+# Its runs are made once, in one process.
+pytestmark = pytest.mark.xdist_group('test_why')
+
 RANDOM = '--config.model.weights=none'
 # The network is for `auto` to choose.
 SMALL = ('--config.data.image_size=32', '--config.train.batch_size=8')
@@ -110,6 +113,7 @@ def test_a_finished_row_is_not_run_again_nor_taken_for_another(done, photos):
   assert before == {file: file.stat().st_mtime_ns for file in files}
 
 
+@pytest.mark.slow
 def test_interrupted_it_goes_on_where_it_was(done, tmp_path):
   folder, arguments, first = done
   shutil.copytree(folder / 'runs' / 'debug', tmp_path / 'runs' / 'debug')

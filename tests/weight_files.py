@@ -130,12 +130,12 @@ def weights_like(variables: dict[str, Any]) -> dict[str, np.ndarray]:
        for path, array in flat.items()}, seed=1)
 
 
-def write_own(path: Path, class_names: tuple[str, ...] = IMAGENET_IDS
-              ) -> dict[str, np.ndarray]:
+def write_own(path: Path, class_names: tuple[str, ...] = IMAGENET_IDS,
+              model: str = 'resnet18') -> dict[str, np.ndarray]:
   """Writes a file as `bundled.write` does, but of random numbers."""
   random = np.random.default_rng(0)
   shapes = traverse_util.flatten_dict(
-      small_shapes(classes=len(class_names)), sep='/')
+      small_shapes(model, len(class_names)), sep='/')
   tensors = {
       name: (random.normal(0, 0.1, shape.shape) if len(shape.shape) > 1
              else random.uniform(0.5, 1, shape.shape)).astype(np.float16)
