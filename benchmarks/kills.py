@@ -39,7 +39,7 @@ _PHOTOS_PER_CLASS = 20
 _TIMES = ('seconds_total', 'seconds_to_first_step', 'images_per_second')
 # Share of the signals that come before the first step; others come up to so
 # many steps later, and so many seconds.
-_EARLY, _STEPS, _SECONDS = 0.3, 12, 0.1
+_EARLY, _STEPS, _SECONDS = 0.3, 30, 0.1
 
 
 class Run:
@@ -111,9 +111,9 @@ def kill_again_and_again(signum: signal.Signals, kills: int, epochs: int,
     folder: empty.
 
   Returns:
-    `tried`; `phases`, how often it was at what; `resumed`, how often it had
-    something to go on from; `seconds_to_exit`, the longest; `lost`, a list of
-    what was lost, which is to be empty.
+    `tried`; `phases`, how often it was at what; `resumed`, after how many of
+    them it had something to go on from; `seconds_to_exit`, the longest;
+    `lost`, a list of what was lost, which is to be empty.
   """
   write_photos(folder / 'photos')
   alone, killed = folder / 'alone', folder / 'killed'
@@ -155,6 +155,7 @@ def kill_again_and_again(signum: signal.Signals, kills: int, epochs: int,
 
   run = Run(folder, killed, epochs)
   status, errors = run.wait()
+  resumed += resumed_step(run.lines) is not None
   if status:
     lost.append(f'the last start ended with status {status}: {errors}')
   else:
@@ -240,7 +241,7 @@ def main() -> None:
   parser.add_argument('--signal', default='SIGKILL',
                       choices=['SIGKILL', 'SIGTERM', 'SIGINT'])
   parser.add_argument('--kills', type=int, default=30)
-  parser.add_argument('--epochs', type=int, default=200)
+  parser.add_argument('--epochs', type=int, default=220)
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--json', type=pathlib.Path, help='a file for the row')
   flags = parser.parse_args()

@@ -11,9 +11,6 @@ from runs import TINY, launch, make_folder
 from test_checkpoint import assert_same
 from test_damage import cut, flip
 
-# Its runs are made once, in one process.
-pytestmark = pytest.mark.xdist_group('test_damaged_run')
-
 RUN = ('--config=configs/finetune.py', *TINY, '--config.train.epochs=3',
        '--config.train.eval_every_epochs=1', '--config.train.keep=3')
 

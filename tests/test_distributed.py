@@ -19,9 +19,6 @@ from catsdogs.checkpoint import restore_variables, saved_steps
 from catsdogs.errors import UserError
 from catsdogs.interruption import Interrupted
 
-# Its runs are made once, in one process.
-pytestmark = pytest.mark.xdist_group('test_distributed')
-
 # 20 steps; every one tells its loss.
 ARGUMENTS = ('--config=configs/finetune.py', *runs.TINY,
              '--config.train.log_every_steps=1', '--config.train.epochs=4.4',

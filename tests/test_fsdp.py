@@ -14,9 +14,6 @@ import pytest
 
 from catsdogs.train_state import state_sharding
 
-# Its runs are made once, in one process.
-pytestmark = pytest.mark.xdist_group('test_fsdp')
-
 SCRIPT = pathlib.Path(__file__).parent / 'eight_devices.py'
 
 

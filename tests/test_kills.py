@@ -14,8 +14,8 @@ from benchmarks import kills
     pytest.param(signal.SIGTERM, 30, marks=pytest.mark.slow),
     pytest.param(signal.SIGINT, 30, marks=pytest.mark.slow)])
 def test_nothing_is_lost(tmp_path, signum, count):
-  told = kills.kill_again_and_again(signum, count, epochs=20 + 6 * count,
-                                    seed=0, folder=tmp_path)
+  told = kills.kill_again_and_again(signum, count, epochs=40 + 6 * count,
+                                    seed=5, folder=tmp_path)
   print(told)  # Seen with `pytest -rP`.
   assert not told['lost']
   assert sum(told['phases'].values()) == told['tried'] == count

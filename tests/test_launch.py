@@ -15,9 +15,6 @@ from catsdogs.checkpoint import restore_variables, saved_steps
 from runs import (LONG, TINY, launch, make_folder, refused, rows, start,
                   wait_for_checkpoint)
 
-# Its runs are made once, in one process.
-pytestmark = pytest.mark.xdist_group('test_launch')
-
 DEBUG = '--config=configs/debug.py'
 ALL = '--config.data.sample_fraction=1.0'
 

@@ -27,9 +27,6 @@ from configs import linear_probe as probe_config
 from runs import TINY, launch, make_folder
 from weight_files import write_own
 
-# Its runs are made once, in one process.
-pytestmark = pytest.mark.xdist_group('test_linear_probe')
-
 PROBE = '--config=configs/linear_probe.py'
 SHORT = ('--config.train.epochs=6', '--config.train.eval_every_epochs=2')
 ONCE = 'each photo goes through the backbone once'

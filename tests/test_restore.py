@@ -9,9 +9,6 @@ import pytest
 from runs import TINY, launch, make_folder
 from weight_files import IMAGENET_IDS, write_own
 
-# Its runs are made once, in one process.
-pytestmark = pytest.mark.xdist_group('test_restore')
-
 
 @pytest.fixture(scope='module')
 def cache(tmp_path_factory) -> pathlib.Path:

@@ -14,9 +14,6 @@ import pytest
 from catsdogs.evaluate import confidence_interval
 from runs import ROOT, make_folder
 
-# Its runs are made once, in one process.
-pytestmark = pytest.mark.xdist_group('test_why')
-
 RANDOM = '--config.model.weights=none'
 # The network is for `auto` to choose.
 SMALL = ('--config.data.image_size=32', '--config.train.batch_size=8')
