@@ -116,7 +116,7 @@ def test_a_step_is_sgd_on_the_mean_cross_entropy(monkeypatch):
       variables['params'])
   state, metrics = step(state, batch)
   assert float(metrics['loss'] / metrics['count']) == pytest.approx(
-      float(loss), rel=1e-4)
+      float(loss), rel=1e-5)
   assert float(metrics['grad_norm']) == pytest.approx(
       float(optax.tree.norm(grads)), rel=1e-3)
   # Nesterov's first step goes (1 + momentum) times the gradient.
